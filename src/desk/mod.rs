@@ -1,0 +1,250 @@
+//! The one handle: `Offload` and its builder, and (in `mounted.rs`) the form of the layer that
+//! answers polls itself. It composes the rooms below; nothing knows it but the crate's front page.
+
+mod mounted;
+
+use std::{sync::Arc, time::Duration};
+
+pub use mounted::{MountedFuture, MountedLayer, MountedService};
+
+use crate::{
+    error::Error,
+    offload::OffloadLayer,
+    policy::Policies,
+    run::{self, Drained, Limits, MAX_STORED_BYTES, State},
+    status::StatusService,
+    store::{MemoryStore, Store},
+    wire::{LocationStyle, Urls},
+};
+
+/// The desk where jobs are kept: the store, the limits, and what runs. Cheap to clone; all clones
+/// are one desk.
+///
+/// Make one for an app, and layers from it: one for each route, or one with a table of
+/// [`Policies`] around the router. Mount [`status`](Self::status) at the path given to
+/// [`new`](Self::new).
+///
+/// It needs a tokio runtime with time enabled. A request polled outside of one stays attached.
+#[derive(Debug, Clone)]
+pub struct Offload {
+    state: Arc<State>,
+}
+
+impl Offload {
+    /// A desk with jobs and outcomes in memory, and the default limits. `path` is where the status
+    /// service is mounted, as the outermost router sees it: `/jobs`.
+    ///
+    /// # Panics
+    /// If `path` has no leading slash, has a trailing one, holds a pattern, or is no path.
+    /// [`builder`](Self::builder) returns an error instead.
+    pub fn new(path: &str) -> Self {
+        Self::builder(path).build().unwrap_or_else(|error| panic!("tower-offload: {error}"))
+    }
+
+    /// A desk with settings of its own.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_offload::Offload;
+    ///
+    /// let offload = Offload::builder("/jobs")
+    ///     .public_base("https://api.example/v1/jobs")
+    ///     .ttl(Duration::from_secs(24 * 3600))
+    ///     .max_running(32)
+    ///     .build()?;
+    /// # let _ = offload;
+    /// # Ok::<(), tower_offload::Error>(())
+    /// ```
+    pub fn builder(path: impl Into<String>) -> OffloadBuilder {
+        OffloadBuilder {
+            path: path.into(),
+            public_base: None,
+            location: LocationStyle::default(),
+            operation_location: false,
+            store: None,
+            max_stored_bytes: None,
+            limits: Limits::default(),
+        }
+    }
+
+    /// A layer with this policy for all its requests, or with a table of [`Policies`].
+    pub fn layer(&self, policies: impl Into<Policies>) -> OffloadLayer {
+        OffloadLayer::new(Arc::clone(&self.state), policies.into())
+    }
+
+    /// The service that answers below the status path, for axum's `nest_service`, say.
+    pub fn status(&self) -> StatusService {
+        StatusService::new(Arc::clone(&self.state))
+    }
+
+    /// Shutdown: begins no new jobs from now on (`after` routes stay attached, `always` routes
+    /// answer 503), and waits until all jobs have ended, at most for `deadline`. Jobs that still run
+    /// then end as failed with the problem `interrupted`, and their futures are dropped.
+    ///
+    /// Await it *inside* the server's graceful shutdown, so that status URLs are answered meanwhile;
+    /// when the server has stopped, nobody can fetch what was finished:
+    ///
+    /// ```no_run
+    /// # async fn serve(listener: tokio::net::TcpListener, app: axum::Router, offload: tower_offload::Offload) {
+    /// use std::time::Duration;
+    ///
+    /// axum::serve(listener, app)
+    ///     .with_graceful_shutdown(async move {
+    ///         tokio::signal::ctrl_c().await.ok();
+    ///         offload.drain(Duration::from_secs(30)).await;
+    ///     })
+    ///     .await
+    ///     .ok();
+    /// # }
+    /// ```
+    ///
+    /// There is no way back: a desk that was drained takes no more jobs. If the future is dropped
+    /// before its end, nothing is interrupted.
+    pub async fn drain(&self, deadline: Duration) -> Drained {
+        run::drain(&self.state, deadline).await
+    }
+}
+
+/// Settings of an [`Offload`]. Made by [`Offload::builder`].
+#[derive(Clone)]
+#[must_use]
+pub struct OffloadBuilder {
+    path: String,
+    public_base: Option<String>,
+    location: LocationStyle,
+    operation_location: bool,
+    store: Option<Arc<dyn Store>>,
+    max_stored_bytes: Option<usize>,
+    limits: Limits,
+}
+
+impl OffloadBuilder {
+    /// The base of the status URLs that clients are told, in place of the status path: a path
+    /// (`/x/jobs`) or a URL (`https://api.example/x/jobs`). For an app behind a proxy that strips a
+    /// prefix. `Host`, `Forwarded` and `X-Forwarded-*` are never looked at: whoever sends the
+    /// request writes them. Default: the status path, so that URLs stay on the same origin.
+    pub fn public_base(mut self, base: impl Into<String>) -> Self {
+        self.public_base = Some(base.into());
+        self
+    }
+
+    /// Which URL of the job `Location` names. Default: [`LocationStyle::Job`].
+    pub fn location(mut self, style: LocationStyle) -> Self {
+        self.location = style;
+        self
+    }
+
+    /// Whether a 202 has `Operation-Location` too, and the finished document `resourceLocation`, as
+    /// the pollers of Azure's SDKs want. Default: no.
+    pub fn operation_location(mut self, on: bool) -> Self {
+        self.operation_location = on;
+        self
+    }
+
+    /// Keeps jobs in this store. Default: a [`MemoryStore`] of
+    /// [`max_stored_bytes`](Self::max_stored_bytes).
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// How many bytes the store in memory may hold, outcomes and 512 bytes for each job together. A
+    /// job that runs counts with the largest outcome. At the limit no new job is accepted. Default:
+    /// 1 GiB. A store given by [`store`](Self::store) has its own limit; to set both is an error.
+    pub fn max_stored_bytes(mut self, bytes: usize) -> Self {
+        self.max_stored_bytes = Some(bytes);
+        self
+    }
+
+    /// How many jobs may run at once. Default: 256, which with 4 MiB for each outcome are the 1 GiB
+    /// of `max_stored_bytes`.
+    pub fn max_running(mut self, jobs: usize) -> Self {
+        self.limits.max_running = jobs;
+        self
+    }
+
+    /// How many polls with `Prefer: wait` may wait at once; past that they are answered at once.
+    /// Default: 16,384. Each is a connection or a stream, and takes about 1 KiB.
+    pub fn max_waiters(mut self, waiters: usize) -> Self {
+        self.limits.max_waiters = waiters;
+        self
+    }
+
+    /// The most that `wait=N` in a `Prefer` header counts for. Default: 30 seconds, well under the
+    /// 60 after which common proxies give up on an answer.
+    pub fn max_wait(mut self, wait: Duration) -> Self {
+        self.limits.max_wait = wait;
+        self
+    }
+
+    /// How many bytes of one request's body are buffered when its budget runs out before the body
+    /// has arrived. What is larger stays attached until its handler has read it. Default: 2 MiB, as
+    /// axum's own limit for a body that is taken in whole.
+    pub fn max_body_bytes(mut self, bytes: usize) -> Self {
+        self.limits.max_body_bytes = bytes;
+        self
+    }
+
+    /// How many bytes of all requests' bodies are buffered at once. Default: 128 MiB, 64 of the
+    /// largest.
+    pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
+        self.limits.max_buffered_bytes = bytes;
+        self
+    }
+
+    /// How large an outcome may be, head and trailers included; a job with a larger response fails.
+    /// Default: 4 MiB, above nearly every answer of an API.
+    pub fn max_outcome_bytes(mut self, bytes: usize) -> Self {
+        self.limits.max_outcome_bytes = bytes;
+        self
+    }
+
+    /// How long a job may run, counted from its 202; [`Policy::timeout`](crate::Policy::timeout) may
+    /// say less for a route. Default: 1 hour; what has run for longer is more likely stuck than slow.
+    pub fn max_run_time(mut self, time: Duration) -> Self {
+        self.limits.max_run_time = time;
+        self
+    }
+
+    /// How long a job is kept after its end; [`Policy::ttl`](crate::Policy::ttl) says so for a route.
+    /// Default: 1 hour, longer than a client takes to come back from a broken network.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.limits.ttl = ttl;
+        self
+    }
+
+    /// The desk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) if the status path or the public base cannot
+    /// work, if a limit is zero, if there would not be room for a single job, or if both a store and
+    /// `max_stored_bytes` are given.
+    pub fn build(self) -> Result<Offload, Error> {
+        let urls = Urls::new(
+            &self.path,
+            self.public_base.as_deref(),
+            self.location,
+            self.operation_location,
+        )?;
+        self.limits.check()?;
+        let store = match (self.store, self.max_stored_bytes) {
+            (Some(_), Some(_)) => {
+                return Err(Error::config(
+                    "max_stored_bytes is for the store in memory; another store was given",
+                ));
+            }
+            (Some(store), None) => store,
+            (None, bytes) => {
+                let bytes = bytes.unwrap_or(MAX_STORED_BYTES);
+                let store = MemoryStore::new(bytes);
+                if !store.fits(self.limits.max_outcome_bytes) {
+                    return Err(Error::config(
+                        "max_stored_bytes has no room for a job of max_outcome_bytes",
+                    ));
+                }
+                Arc::new(store)
+            }
+        };
+        Ok(Offload { state: Arc::new(State::new(store, self.limits, urls)) })
+    }
+}

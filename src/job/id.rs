@@ -1,0 +1,88 @@
+//! The id of a job: 128 random bits, written as 32 hexadecimal digits.
+
+use std::{fmt, str::FromStr};
+
+use crate::error::{Error, ErrorKind};
+
+/// The id of a job: 128 bits from the operating system's random number generator, without any
+/// meaning, so that knowing one tells nothing of another.
+///
+/// Where no owner is configured the id is what gives access to the job: treat it as a secret.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(u128);
+
+impl JobId {
+    /// The number of characters of an id as text.
+    const LEN: usize = 32;
+
+    /// A new id from the operating system's random number generator.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Random`] when the operating system has none to give.
+    pub fn random() -> Result<Self, Error> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).map_err(|error| {
+            Error::new(ErrorKind::Random, "no random numbers for a job's id").with_source(error)
+        })?;
+        Ok(Self(u128::from_ne_bytes(bytes)))
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JobId({self})")
+    }
+}
+
+/// Reads an id in the one form that [`Display`](fmt::Display) writes: 32 lower-case digits.
+impl FromStr for JobId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let canonical = text.len() == Self::LEN
+            && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        canonical
+            .then(|| u128::from_str_radix(text, 16).ok())
+            .flatten()
+            .map(Self)
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "not the id of a job"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_and_back() {
+        let id = JobId::random().unwrap();
+        assert_eq!(id.to_string().parse::<JobId>().unwrap(), id);
+        assert_eq!(JobId(7).to_string().len(), JobId::LEN);
+    }
+
+    #[test]
+    fn one_spelling_only() {
+        let good = "0123456789abcdef0123456789abcdef";
+        assert!(good.parse::<JobId>().is_ok());
+        let long = "a".repeat(1 << 20);
+        let plus = format!("+{}", &good[1..]);
+        for bad in
+            ["", "0", &good[1..], &good.to_uppercase(), &long, &plus, "é".repeat(16).as_str()]
+        {
+            assert!(bad.parse::<JobId>().is_err(), "{:.40}", bad);
+        }
+    }
+
+    #[test]
+    fn ids_differ() {
+        let ids: std::collections::HashSet<_> =
+            (0..1000).map(|_| JobId::random().unwrap()).collect();
+        assert_eq!(ids.len(), 1000);
+    }
+}

@@ -1,0 +1,16 @@
+//! What a job is: its id, its record and the transitions of it, its outcome, and the handle that a
+//! handler may ask for.
+//!
+//! Knows errors only; nothing here does I/O.
+
+mod current;
+mod id;
+mod outcome;
+mod record;
+
+pub use current::Job;
+pub(crate) use current::{JobState, watched_by, within};
+pub use id::JobId;
+pub use outcome::Outcome;
+pub(crate) use outcome::OutcomeWriter;
+pub use record::{Change, End, Failure, Record, Status};

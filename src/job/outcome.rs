@@ -1,0 +1,228 @@
+//! The outcome of a job: the handler's response, head, body and trailers in one slice of bytes.
+//!
+//! One slice, since a header map with a small body takes five times the memory of its bytes, and
+//! outcomes are kept by the hundred thousand. Layout (integers little-endian):
+//!
+//! ```text
+//! version u8 │ status u16 │ head u32 │ body u64 │ head bytes │ body bytes │ trailer bytes
+//! field: name length u16 │ value length u32 │ name │ value
+//! ```
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, response::Parts};
+
+use crate::error::{Error, ErrorKind};
+
+const VERSION: u8 = 1;
+const PREFIX: usize = 1 + 2 + 4 + 8;
+
+/// The response of a handler, kept to be replayed: status, headers, body and trailers.
+#[derive(Clone)]
+pub struct Outcome {
+    bytes: Bytes,
+}
+
+impl Outcome {
+    /// Keeps this response. Bytes are copied, so that a small slice of a large buffer does not
+    /// hold the buffer.
+    pub fn new(head: &Parts, body: &[u8], trailers: Option<&HeaderMap>) -> Self {
+        let mut writer = OutcomeWriter::new(head);
+        writer.push(body);
+        writer.finish(trailers)
+    }
+
+    /// The whole outcome as bytes, for a store to keep.
+    pub fn as_bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Reads an outcome back from [`as_bytes`](Self::as_bytes).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] if these are not the bytes of an outcome.
+    pub fn from_bytes(bytes: Bytes) -> Result<Self, Error> {
+        let outcome = Self { bytes };
+        outcome
+            .check()
+            .then_some(outcome)
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "not the bytes of an outcome"))
+    }
+
+    fn check(&self) -> bool {
+        let whole = self.bytes.len() as u64;
+        self.bytes.len() >= PREFIX
+            && self.bytes[0] == VERSION
+            && StatusCode::from_u16(self.number(1, 2) as u16).is_ok()
+            && (PREFIX as u64 + self.number(3, 4))
+                .checked_add(self.number(7, 8))
+                .is_some_and(|end| end <= whole)
+            && read_fields(&self.bytes[PREFIX..self.body_start()]).is_some()
+            && read_fields(&self.bytes[self.body_end()..]).is_some()
+    }
+
+    /// The little-endian number of `len` bytes at `at`, in the prefix.
+    fn number(&self, at: usize, len: usize) -> u64 {
+        let mut number = [0; 8];
+        number[..len].copy_from_slice(&self.bytes[at..at + len]);
+        u64::from_le_bytes(number)
+    }
+
+    fn body_start(&self) -> usize {
+        PREFIX + self.number(3, 4) as usize
+    }
+
+    fn body_end(&self) -> usize {
+        self.body_start() + self.number(7, 8) as usize
+    }
+
+    /// The response's status.
+    pub fn status(&self) -> StatusCode {
+        // Written from a `StatusCode`, or checked by `from_bytes`.
+        StatusCode::from_u16(self.number(1, 2) as u16).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// The response's headers, repeated ones too, in the handler's order for each name.
+    pub fn headers(&self) -> HeaderMap {
+        read_fields(&self.bytes[PREFIX..self.body_start()]).unwrap_or_default()
+    }
+
+    /// The response's body. It shares memory with the outcome; nothing is copied.
+    pub fn body(&self) -> Bytes {
+        self.bytes.slice(self.body_start()..self.body_end())
+    }
+
+    /// The response's trailers, where it had any.
+    pub fn trailers(&self) -> Option<HeaderMap> {
+        let fields = &self.bytes[self.body_end()..];
+        (!fields.is_empty()).then(|| read_fields(fields).unwrap_or_default())
+    }
+}
+
+impl std::fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outcome")
+            .field("status", &self.status())
+            .field("bytes", &self.bytes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Writes an outcome while its body arrives, so that the body is copied once only.
+pub(crate) struct OutcomeWriter {
+    bytes: Vec<u8>,
+    body_start: usize,
+}
+
+impl OutcomeWriter {
+    pub(crate) fn new(head: &Parts) -> Self {
+        let mut bytes = vec![0; PREFIX];
+        bytes[0] = VERSION;
+        bytes[1..3].copy_from_slice(&head.status.as_u16().to_le_bytes());
+        write_fields(&head.headers, &mut bytes);
+        let head_len = bytes.len() - PREFIX;
+        bytes[3..7].copy_from_slice(&(head_len as u32).to_le_bytes());
+        let body_start = bytes.len();
+        Self { bytes, body_start }
+    }
+
+    /// The bytes so far, head included.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn push(&mut self, data: &[u8]) {
+        self.bytes.extend_from_slice(data);
+    }
+
+    pub(crate) fn finish(mut self, trailers: Option<&HeaderMap>) -> Outcome {
+        let body_len = (self.bytes.len() - self.body_start) as u64;
+        self.bytes[7..15].copy_from_slice(&body_len.to_le_bytes());
+        if let Some(trailers) = trailers {
+            write_fields(trailers, &mut self.bytes);
+        }
+        // Exactly as large as it must be: it is kept for long.
+        let bytes = Bytes::from(self.bytes.into_boxed_slice());
+        Outcome { bytes }
+    }
+}
+
+fn write_fields(fields: &HeaderMap, bytes: &mut Vec<u8>) {
+    for (name, value) in fields {
+        // Neither can be longer: `http` holds names under 64 KiB, and a map is held in memory.
+        bytes.extend_from_slice(&(name.as_str().len() as u16).to_le_bytes());
+        bytes.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(value.as_bytes());
+    }
+}
+
+fn read_fields(mut bytes: &[u8]) -> Option<HeaderMap> {
+    let mut fields = HeaderMap::new();
+    while !bytes.is_empty() {
+        let (lengths, rest) = bytes.split_at_checked(6)?;
+        let name_len = usize::from(u16::from_le_bytes([lengths[0], lengths[1]]));
+        let value_len =
+            u32::from_le_bytes([lengths[2], lengths[3], lengths[4], lengths[5]]) as usize;
+        let (name, rest) = rest.split_at_checked(name_len)?;
+        let (value, rest) = rest.split_at_checked(value_len)?;
+        let name = HeaderName::from_bytes(name).ok()?;
+        fields.append(name, HeaderValue::from_bytes(value).ok()?);
+        bytes = rest;
+    }
+    Some(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parts(status: u16, headers: &[(&'static str, &[u8])]) -> Parts {
+        let mut parts = http::Response::new(()).into_parts().0;
+        parts.status = StatusCode::from_u16(status).unwrap();
+        for (name, value) in headers {
+            parts.headers.append(*name, HeaderValue::from_bytes(value).unwrap());
+        }
+        parts
+    }
+
+    #[test]
+    fn keeps_repeated_headers_body_and_trailers() {
+        let head = parts(
+            201,
+            &[("set-cookie", b"a=1"), ("set-cookie", b"b=2"), ("x", b"\xff\xfe"), ("e", b"")],
+        );
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        let kept = Outcome::new(&head, b"body", Some(&trailers));
+        let kept = Outcome::from_bytes(kept.as_bytes().clone()).unwrap();
+        assert_eq!(kept.status(), 201);
+        assert_eq!(kept.headers(), head.headers);
+        assert_eq!(kept.headers().get_all("set-cookie").iter().collect::<Vec<_>>(), ["a=1", "b=2"]);
+        assert_eq!(kept.body(), "body");
+        assert_eq!(kept.trailers(), Some(trailers));
+        assert_eq!(Outcome::new(&head, b"", None).trailers(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_or_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(outcome) = Outcome::from_bytes(bytes.into()) {
+                let _ = (outcome.status(), outcome.headers(), outcome.body(), outcome.trailers());
+            }
+        }
+
+        #[test]
+        fn every_damaged_outcome_is_refused_or_read(at in 0usize..80, byte in any::<u8>(), cut in 0usize..80) {
+            let whole = Outcome::new(&parts(200, &[("a", b"b"), ("c", b"d")]), b"hello", None);
+            let mut bytes = whole.as_bytes().to_vec();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            bytes.truncate(bytes.len() - cut % bytes.len());
+            if let Ok(outcome) = Outcome::from_bytes(bytes.into()) {
+                let _ = (outcome.status(), outcome.headers(), outcome.body(), outcome.trailers());
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! A job as the store keeps it, and the one table of its transitions.
+//!
+//! ```text
+//! queued ──Start──▶ running ──Finish──▶ succeeded | failed ──Remove──▶ (removed)
+//!    │                 │                                                   ▲
+//!    └────Cancel───────┴──────────────▶ canceled ──────────Remove──────────┘
+//! ```
+//!
+//! Every store applies changes through [`Record::apply`] while it holds the job alone, so that of
+//! several changes that race exactly one is seen.
+
+use std::time::{Duration, SystemTime};
+
+use http::StatusCode;
+use serde::Serialize;
+
+use super::{JobId, Outcome};
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Accepted, and nothing of the handler has run yet.
+    Queued,
+    /// The handler runs.
+    Running,
+    /// The handler answered with a status below 400.
+    Succeeded,
+    /// The handler answered with a status of 400 or above, or there is no response at all.
+    Failed,
+    /// Canceled by a `DELETE`.
+    Canceled,
+}
+
+impl Status {
+    /// Whether this is an end: nothing but the removal of its outcome comes after it.
+    pub fn is_end(self) -> bool {
+        !matches!(self, Self::Queued | Self::Running)
+    }
+}
+
+/// Why a job ended without a response of its handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Failure {
+    /// The handler panicked.
+    Panicked,
+    /// The service gave an error, or the response's body did.
+    ServiceError,
+    /// The job reached its run-time limit.
+    TimedOut,
+    /// The response was larger than an outcome may be.
+    TooLarge,
+    /// The process shut down before the job was finished.
+    Interrupted,
+}
+
+/// How a job ends when it is not canceled.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum End {
+    /// With the handler's response.
+    Response(Outcome),
+    /// Without one.
+    Failure(Failure),
+}
+
+/// A change of a job's state, applied by the store as one compare-and-set.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Change {
+    /// A queued job begins to run.
+    Start,
+    /// The job ends by itself.
+    Finish(End),
+    /// The job is canceled.
+    Cancel,
+    /// The outcome of an ended job is removed; its record stays until it expires.
+    Remove,
+}
+
+/// A job as the store keeps it, without the bytes of its outcome.
+#[derive(Debug, Clone)]
+pub struct Record {
+    id: JobId,
+    status: Status,
+    failure: Option<Failure>,
+    response_status: Option<StatusCode>,
+    removed: bool,
+    version: u32,
+    created_at: SystemTime,
+    started_at: Option<SystemTime>,
+    finished_at: Option<SystemTime>,
+    ttl: Duration,
+}
+
+impl Record {
+    /// A job that waits for its turn.
+    pub fn queued(id: JobId, created_at: SystemTime, ttl: Duration) -> Self {
+        Self {
+            id,
+            status: Status::Queued,
+            failure: None,
+            response_status: None,
+            removed: false,
+            version: 0,
+            created_at,
+            started_at: None,
+            finished_at: None,
+            ttl,
+        }
+    }
+
+    /// A job that runs from the start.
+    pub fn running(id: JobId, created_at: SystemTime, ttl: Duration) -> Self {
+        Self {
+            status: Status::Running,
+            started_at: Some(created_at),
+            ..Self::queued(id, created_at, ttl)
+        }
+    }
+
+    /// Applies `change`, made at the time `at`, if the job's status allows it, and tells whether it
+    /// did. A change that is not allowed leaves the record as it was.
+    pub fn apply(&mut self, change: &Change, at: SystemTime) -> bool {
+        // The wall clock can be set back; what was promised must not move earlier with it.
+        let at = at.max(self.started_at.unwrap_or(self.created_at));
+        match (change, self.status) {
+            (Change::Start, Status::Queued) => {
+                self.status = Status::Running;
+                self.started_at = Some(at);
+            }
+            (Change::Finish(end), Status::Queued | Status::Running) => self.finish(end, at),
+            (Change::Cancel, Status::Queued | Status::Running) => {
+                self.status = Status::Canceled;
+                self.finished_at = Some(at);
+            }
+            (Change::Remove, ended) if ended.is_end() && !self.removed => self.removed = true,
+            _ => return false,
+        }
+        self.version += 1;
+        true
+    }
+
+    fn finish(&mut self, end: &End, at: SystemTime) {
+        self.finished_at = Some(at);
+        self.status = Status::Failed;
+        match end {
+            End::Failure(failure) => self.failure = Some(*failure),
+            End::Response(outcome) => {
+                let status = outcome.status();
+                self.response_status = Some(status);
+                if status.as_u16() < 400 {
+                    self.status = Status::Succeeded;
+                }
+            }
+        }
+    }
+
+    /// The job's id.
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// Where the job stands.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// Why there is no response, for a failed job that has none.
+    pub fn failure(&self) -> Option<Failure> {
+        self.failure
+    }
+
+    /// The status of the handler's response, once there is one.
+    pub fn response_status(&self) -> Option<StatusCode> {
+        self.response_status
+    }
+
+    /// Whether the outcome was removed.
+    pub fn is_removed(&self) -> bool {
+        self.removed
+    }
+
+    /// Counts the changes: two records of one job with the same version are the same.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// When the job was accepted.
+    pub fn created_at(&self) -> SystemTime {
+        self.created_at
+    }
+
+    /// When the handler began to run as a job.
+    pub fn started_at(&self) -> Option<SystemTime> {
+        self.started_at
+    }
+
+    /// When the job ended.
+    pub fn finished_at(&self) -> Option<SystemTime> {
+        self.finished_at
+    }
+
+    /// How long the job is kept after its end.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// The time before which the job is not dropped: its acceptance plus its TTL, and once it has
+    /// ended, its end plus its TTL. It only moves later.
+    pub fn expires_at(&self) -> SystemTime {
+        let from = self.finished_at.unwrap_or(self.created_at);
+        from.checked_add(self.ttl).unwrap_or(from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(status: u16) -> Change {
+        let mut parts = http::Response::new(()).into_parts().0;
+        parts.status = StatusCode::from_u16(status).unwrap();
+        Change::Finish(End::Response(Outcome::new(&parts, b"", None)))
+    }
+
+    fn in_status(status: Status) -> Record {
+        let id = JobId::random().unwrap();
+        let mut record = Record::queued(id, SystemTime::now(), Duration::from_secs(60));
+        let steps: &[Change] = match status {
+            Status::Queued => &[],
+            Status::Running => &[Change::Start],
+            Status::Succeeded => &[Change::Start, response(200)],
+            Status::Failed => &[Change::Start, response(500)],
+            Status::Canceled => &[Change::Cancel],
+        };
+        for step in steps {
+            assert!(record.apply(step, SystemTime::now()));
+        }
+        assert_eq!(record.status(), status);
+        record
+    }
+
+    #[test]
+    fn the_table_of_transitions() {
+        use Status::*;
+        let failure = || Change::Finish(End::Failure(Failure::Panicked));
+        // change, then what each status becomes by it (None: refused)
+        let rows: [(Change, [Option<Status>; 5]); 6] = [
+            (Change::Start, [Some(Running), None, None, None, None]),
+            (response(201), [Some(Succeeded), Some(Succeeded), None, None, None]),
+            (response(404), [Some(Failed), Some(Failed), None, None, None]),
+            (failure(), [Some(Failed), Some(Failed), None, None, None]),
+            (Change::Cancel, [Some(Canceled), Some(Canceled), None, None, None]),
+            (Change::Remove, [None, None, Some(Succeeded), Some(Failed), Some(Canceled)]),
+        ];
+        for (change, row) in rows {
+            for (from, to) in [Queued, Running, Succeeded, Failed, Canceled].into_iter().zip(row) {
+                let mut record = in_status(from);
+                let version = record.version();
+                assert_eq!(
+                    record.apply(&change, SystemTime::now()),
+                    to.is_some(),
+                    "{from:?} {change:?}"
+                );
+                assert_eq!(record.status(), to.unwrap_or(from), "{from:?} {change:?}");
+                assert_eq!(record.version(), version + u32::from(to.is_some()));
+            }
+        }
+    }
+
+    #[test]
+    fn removed_once_only() {
+        let mut record = in_status(Status::Succeeded);
+        assert!(record.apply(&Change::Remove, SystemTime::now()));
+        assert!(!record.apply(&Change::Remove, SystemTime::now()));
+        assert!(record.is_removed());
+    }
+
+    #[test]
+    fn expiry_only_moves_later_even_when_the_clock_is_set_back() {
+        let mut record = in_status(Status::Running);
+        let promised = record.expires_at();
+        assert!(record.apply(&response(200), SystemTime::UNIX_EPOCH));
+        assert!(record.expires_at() >= promised);
+    }
+}

@@ -1,0 +1,14 @@
+//! The layer: watches requests, and takes the slow ones off their connection.
+//!
+//! Knows policies and how jobs are registered and run. It knows nothing of the status service.
+
+mod future;
+mod layer;
+mod movable;
+mod service;
+mod upload;
+
+pub use future::ResponseFuture;
+pub use layer::{BoxedOffloadLayer, OffloadLayer};
+pub use movable::{Answers, Movable};
+pub use service::{Boxed, OffloadService};

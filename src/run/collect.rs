@@ -1,0 +1,69 @@
+//! From a handler's response to its outcome: head, body and trailers, within their limit.
+
+use std::pin::pin;
+
+use bytes::Buf;
+use http::{HeaderMap, Response, uri::PathAndQuery};
+use http_body::Body;
+use http_body_util::BodyExt;
+
+use crate::{
+    error::BoxError,
+    job::{End, Failure, JobId, OutcomeWriter},
+    wire,
+};
+
+/// Collects the response. A body that never ends is bounded by its bytes, and by the job's time.
+pub(super) async fn collect<B>(
+    id: JobId,
+    response: Response<B>,
+    target: Option<&PathAndQuery>,
+    max: usize,
+) -> End
+where
+    B: Body<Error: Into<BoxError>>,
+{
+    let (mut head, body) = response.into_parts();
+    wire::prepare(&mut head, target);
+    let mut body = pin!(body);
+    let mut writer = OutcomeWriter::new(&head);
+    let mut trailers: Option<HeaderMap> = None;
+    // What is known to be too large is not read at all.
+    let too_large = |len: usize, more: u64| more > (max as u64).saturating_sub(len as u64);
+    if too_large(writer.len(), body.size_hint().lower()) {
+        return End::Failure(Failure::TooLarge);
+    }
+    while let Some(frame) = body.frame().await {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => {
+                let error: BoxError = error.into();
+                tracing::error!(job = %id, error = &*error as &dyn std::error::Error, "the response's body broke off");
+                return End::Failure(Failure::ServiceError);
+            }
+        };
+        match frame.into_data() {
+            Ok(mut data) => {
+                if too_large(writer.len(), data.remaining() as u64) {
+                    return End::Failure(Failure::TooLarge);
+                }
+                while data.has_remaining() {
+                    let chunk = data.chunk();
+                    writer.push(chunk);
+                    let len = chunk.len();
+                    data.advance(len);
+                }
+            }
+            Err(frame) => {
+                if let Ok(more) = frame.into_trailers() {
+                    trailers.get_or_insert_default().extend(more);
+                }
+            }
+        }
+    }
+    let outcome = writer.finish(trailers.as_ref());
+    if outcome.as_bytes().len() > max {
+        return End::Failure(Failure::TooLarge);
+    }
+    End::Response(outcome)
+}

@@ -1,0 +1,183 @@
+//! A detached job, from its promise to its end.
+//!
+//! One task polls the handler's future, its run-time limit and the store's word that the job was
+//! ended by somebody else (canceled, or interrupted by a drain), in this order. The task's end is
+//! the store's: whatever happens to it, the job is given one.
+
+use std::{
+    any::Any,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use http::{Response, uri::PathAndQuery};
+use http_body::Body;
+use tracing::{Instrument, Span};
+
+use super::{Backoff, Registered, State, collect::collect, slots::Slot};
+use crate::{
+    error::BoxError,
+    job::{Change, End, Failure, JobId, JobState, within},
+    store::Changed,
+};
+
+/// What goes on when a request is taken off its connection.
+pub(crate) struct Work<F> {
+    /// The handler's future, as it is.
+    pub(crate) future: F,
+    /// What the handler has asked for of its job.
+    pub(crate) job: Option<Arc<JobState>>,
+    /// The original request's path, which the response's relative references are resolved against.
+    pub(crate) target: Option<PathAndQuery>,
+    pub(crate) run_time: Duration,
+    /// The policy's name.
+    pub(crate) name: Option<Arc<str>>,
+}
+
+impl<F> Work<F> {
+    /// Promises the job and runs it in a task, with the span that is current.
+    pub(crate) fn spawn<B, E>(self, registered: Registered)
+    where
+        F: Future<Output = Result<Response<B>, E>> + Send + 'static,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+        E: Into<BoxError> + Send + 'static,
+    {
+        let id = registered.record().id();
+        let version = registered.record().version();
+        if let Some((slot, runtime)) = registered.promise() {
+            runtime.spawn(run(self, id, version, slot).instrument(Span::current()));
+        }
+    }
+}
+
+async fn run<F, B, E>(work: Work<F>, id: JobId, version: u32, slot: Slot)
+where
+    F: Future<Output = Result<Response<B>, E>> + Send,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send,
+    E: Into<BoxError>,
+{
+    let Work { future, mut job, target, run_time, name } = work;
+    // Declared first, so dropped last: the place is free when the handler's future is really gone.
+    let mut unfinished = Unfinished { id, slot, finished: false };
+    let state = Arc::clone(&unfinished.slot.state);
+    tracing::debug!(job = %id, policy = name.as_deref(), "detached");
+    let end = {
+        let outcome = outcome(id, future, target.as_ref(), state.limits.max_outcome_bytes);
+        let mut outcome = pin!(outcome);
+        let mut ended_elsewhere = pin!(ended_elsewhere(&state, id, version));
+        let mut limit = pin!(tokio::time::sleep(run_time));
+        poll_fn(|cx| {
+            // The handler first, so that an end that it has reached is never thrown away.
+            let as_job =
+                || within(state.identity(), Some(id), &mut job, || outcome.as_mut().poll(cx));
+            match catch_unwind(AssertUnwindSafe(as_job)) {
+                Ok(Poll::Ready(end)) => return Poll::Ready(Some(end)),
+                Err(panic) => {
+                    tracing::error!(job = %id, panic = message(&*panic), "the handler panicked");
+                    return Poll::Ready(Some(End::Failure(Failure::Panicked)));
+                }
+                Ok(Poll::Pending) => {}
+            }
+            if ended_elsewhere.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            limit.as_mut().poll(cx).map(|()| Some(End::Failure(Failure::TimedOut)))
+        })
+        .await
+    };
+    let by_itself = matches!(end, Some(End::Response(_) | End::Failure(Failure::TooLarge)));
+    if let Some(job) = job.filter(|_| !by_itself) {
+        job.cancel();
+    }
+    if let Some(end) = end {
+        finish(&state, id, end).await;
+    }
+    unfinished.finished = true;
+}
+
+/// What comes of the handler, if nothing else ends the job.
+async fn outcome<F, B, E>(id: JobId, handler: F, target: Option<&PathAndQuery>, max: usize) -> End
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body<Error: Into<BoxError>>,
+    E: Into<BoxError>,
+{
+    match handler.await {
+        Ok(response) => collect(id, response, target, max).await,
+        Err(error) => {
+            let error: BoxError = error.into();
+            tracing::error!(job = %id, error = &*error as &dyn std::error::Error, "the service failed");
+            End::Failure(Failure::ServiceError)
+        }
+    }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
+}
+
+/// Writes the job's end, until the store has it. Somebody else may have been faster.
+async fn finish(state: &State, id: JobId, end: End) {
+    let mut backoff = Backoff::new();
+    loop {
+        match state.store.change(id, Change::Finish(end.clone())).await {
+            Ok(Changed::Applied(record)) => {
+                tracing::debug!(job = %id, status = ?record.status(), "ended");
+                return;
+            }
+            Ok(Changed::Refused(_) | Changed::Unknown) => return,
+            Err(error) => {
+                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot store the end of a job, trying again");
+                backoff.wait().await;
+            }
+        }
+    }
+}
+
+/// Resolves when the store says that the job has ended.
+async fn ended_elsewhere(state: &State, id: JobId, mut seen: u32) {
+    let mut backoff = Backoff::new();
+    loop {
+        let woken = state.store.changed(id, seen).await;
+        match (woken, state.store.read(id).await) {
+            (Ok(()), Ok(Some(record))) if record.status().is_end() => return,
+            (Ok(()), Ok(Some(record))) => seen = record.version(),
+            // A store that has lost the job: the work is finished all the same.
+            (Ok(()), Ok(None)) => std::future::pending().await,
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot watch a job, trying again");
+                backoff.wait().await;
+            }
+        }
+    }
+}
+
+/// Ends the job when its task does not: aborted, or dropped with its runtime. `catch_unwind` sees
+/// neither.
+struct Unfinished {
+    id: JobId,
+    slot: Slot,
+    finished: bool,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // Dropping the handler's future may have panicked too.
+        let failure =
+            if std::thread::panicking() { Failure::Panicked } else { Failure::Interrupted };
+        let change = Change::Finish(End::Failure(failure));
+        let mut change = self.slot.state.store.change(self.id, change);
+        // The store in memory is done at the first poll. A task for the rest would be born canceled
+        // while a runtime shuts down; a shared store has other means to notice a lost node.
+        let _ = Pin::new(&mut change).poll(&mut Context::from_waker(Waker::noop()));
+    }
+}

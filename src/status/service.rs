@@ -1,0 +1,278 @@
+//! The status service: one row of the contract for each method and resource.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use tower_service::Service;
+
+use crate::{
+    body::StatusBody,
+    error::Error,
+    job::{Change, JobId, Outcome, Record, Status},
+    run::{RETRY_AFTER, State},
+    store::Changed,
+    wire::{self, Preferences, Problem, Resource},
+};
+
+const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, DELETE, OPTIONS");
+
+/// Answers below the status path: how far a job is, its outcome, and its cancellation. Made by
+/// [`Offload::status`](crate::Offload::status).
+///
+/// Mount it with axum's `nest_service`, at the status path that the `Offload` was made with. In a
+/// plain hyper service give it the requests whose path begins with the status path, or use the
+/// mounted form of the layer ([`OffloadLayer::mounted`](crate::OffloadLayer::mounted)), which does
+/// that. It is never an error, and always ready.
+#[derive(Debug, Clone)]
+pub struct StatusService {
+    state: Arc<State>,
+}
+
+/// The future of [`StatusService`].
+pub struct StatusFuture {
+    answer: Pin<Box<dyn Future<Output = Response<StatusBody>> + Send>>,
+}
+
+impl Future for StatusFuture {
+    type Output = Result<Response<StatusBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.answer.as_mut().poll(cx).map(Ok)
+    }
+}
+
+impl fmt::Debug for StatusFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusFuture").finish_non_exhaustive()
+    }
+}
+
+impl<B> Service<Request<B>> for StatusService {
+    type Response = Response<StatusBody>;
+    type Error = Infallible;
+    type Future = StatusFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> StatusFuture {
+        let asked = Asked::of(&request, &self.state);
+        let state = Arc::clone(&self.state);
+        StatusFuture { answer: Box::pin(async move { answer(&state, asked).await }) }
+    }
+}
+
+impl StatusService {
+    pub(crate) fn new(state: Arc<State>) -> Self {
+        Self { state }
+    }
+
+    /// Whether a request for this path is one for the status service, where no router has stripped
+    /// anything of it.
+    pub(crate) fn is_for(&self, path: &str) -> bool {
+        path == self.state.urls.path() || self.state.urls.below(path).is_some()
+    }
+}
+
+/// What a request asks for.
+enum Asked {
+    Get {
+        id: JobId,
+        resource: Resource,
+        wait: Option<Duration>,
+        head: bool,
+    },
+    Delete {
+        id: JobId,
+        resource: Resource,
+    },
+    Options,
+    /// A method that is not served.
+    Other,
+    /// No path of a job.
+    Nothing {
+        head: bool,
+    },
+}
+
+impl Asked {
+    fn of<B>(request: &Request<B>, state: &State) -> Self {
+        let method = request.method();
+        let head = *method == Method::HEAD;
+        let resource = state.urls.resource(request.uri().path());
+        match (resource, method) {
+            (_, &Method::OPTIONS) => Self::Options,
+            (Some((id, resource)), &Method::GET | &Method::HEAD) => {
+                let wait = Preferences::of(request.headers()).wait;
+                let wait =
+                    wait.map(|wait| wait.min(state.limits.max_wait)).filter(|wait| !wait.is_zero());
+                Self::Get { id, resource, wait, head }
+            }
+            (Some((id, resource)), &Method::DELETE) => Self::Delete { id, resource },
+            (None, &Method::GET | &Method::HEAD | &Method::DELETE) => Self::Nothing { head },
+            _ => Self::Other,
+        }
+    }
+}
+
+async fn answer(state: &State, asked: Asked) -> Response<StatusBody> {
+    let answer = match asked {
+        Asked::Get { id, resource, wait, head } => {
+            let answer = get(state, id, resource, wait).await;
+            let answer = answer.unwrap_or_else(store_failed);
+            return if head { without_body(answer) } else { answer };
+        }
+        Asked::Delete { id, resource } => {
+            delete(state, id, resource).await.unwrap_or_else(store_failed)
+        }
+        Asked::Options => options(),
+        Asked::Other => method_not_allowed(),
+        Asked::Nothing { head } if head => return without_body(problem(Problem::UNKNOWN)),
+        Asked::Nothing { .. } => problem(Problem::UNKNOWN),
+    };
+    answer
+}
+
+/// `GET` and `HEAD`.
+async fn get(
+    state: &State,
+    id: JobId,
+    resource: Resource,
+    wait: Option<Duration>,
+) -> Result<Response<StatusBody>, Error> {
+    if let Some(wait) = wait {
+        wait_for_end(state, id, wait).await?;
+    }
+    if resource == Resource::Result {
+        return Ok(match state.store.fetch(id).await? {
+            None => problem(Problem::UNKNOWN),
+            Some((record, outcome)) => result(state, &record, outcome),
+        });
+    }
+    let Some(record) = state.store.read(id).await? else {
+        return Ok(problem(Problem::UNKNOWN));
+    };
+    if record.is_removed() {
+        return Ok(problem(Problem::REMOVED));
+    }
+    Ok(bytes(match (resource, record.status().is_end()) {
+        (Resource::Status, _) => wire::document(&state.urls, &record, RETRY_AFTER),
+        (_, true) => wire::see_other(&state.urls, &record),
+        (_, false) => wire::in_progress(&state.urls, &record, RETRY_AFTER),
+    }))
+}
+
+fn result(state: &State, record: &Record, outcome: Option<Outcome>) -> Response<StatusBody> {
+    match (outcome, wire::of_record(record)) {
+        _ if record.is_removed() => problem(Problem::REMOVED),
+        _ if !record.status().is_end() => {
+            bytes(wire::in_progress(&state.urls, record, RETRY_AFTER))
+        }
+        (Some(outcome), _) => {
+            let (response, trailers) = wire::replayed(&outcome);
+            response.map(|data| StatusBody::new(data, trailers))
+        }
+        (None, Some(of_job)) => problem(of_job),
+        // A store that has the end of a job has its outcome; one that has lost it says so.
+        (None, None) => problem(Problem::SERVICE_ERROR),
+    }
+}
+
+/// `DELETE`: cancels what has not ended; on the result's own URL it removes what has.
+async fn delete(
+    state: &State,
+    id: JobId,
+    resource: Resource,
+) -> Result<Response<StatusBody>, Error> {
+    let removes = resource == Resource::Result;
+    if resource == Resource::Status {
+        return Ok(method_not_allowed());
+    }
+    Ok(match state.store.change(id, Change::Cancel).await? {
+        Changed::Unknown => problem(Problem::UNKNOWN),
+        Changed::Applied(record) => bytes(wire::document(&state.urls, &record, RETRY_AFTER)),
+        Changed::Refused(_) if removes => match state.store.change(id, Change::Remove).await? {
+            // Expired between the two.
+            Changed::Unknown => problem(Problem::UNKNOWN),
+            Changed::Applied(_) | Changed::Refused(_) => no_content(),
+        },
+        Changed::Refused(record) if record.status() == Status::Canceled => {
+            bytes(wire::document(&state.urls, &record, RETRY_AFTER))
+        }
+        Changed::Refused(record) => bytes(wire::conflict(&state.urls, &record)),
+    })
+}
+
+/// `Prefer: wait`: returns when the job ends, when the time is over, or, past the bound on waiters,
+/// at once. It is woken by the change itself.
+async fn wait_for_end(state: &State, id: JobId, wait: Duration) -> Result<(), Error> {
+    let Ok(_waiter) = state.waiters.try_acquire() else {
+        return Ok(());
+    };
+    let end = async {
+        loop {
+            let Some(record) = state.store.read(id).await? else {
+                return Ok(());
+            };
+            if record.status().is_end() {
+                return Ok(());
+            }
+            state.store.changed(id, record.version()).await?;
+        }
+    };
+    tokio::time::timeout(wait, end).await.unwrap_or(Ok(()))
+}
+
+fn bytes(response: Response<Bytes>) -> Response<StatusBody> {
+    response.map(|data| StatusBody::new(data, None))
+}
+
+fn problem(problem: Problem) -> Response<StatusBody> {
+    bytes(wire::problem_answer(problem, None))
+}
+
+/// A failure of the monitor, never to be taken for one of the work.
+fn store_failed(error: Error) -> Response<StatusBody> {
+    tracing::warn!(error = &error as &dyn std::error::Error, "the store does not answer a poll");
+    bytes(wire::problem_answer(Problem::STORE, Some(RETRY_AFTER)))
+}
+
+fn no_content() -> Response<StatusBody> {
+    let mut response = Response::new(StatusBody::default());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(header::CACHE_CONTROL, wire::NO_STORE);
+    response
+}
+
+fn options() -> Response<StatusBody> {
+    let mut response = no_content();
+    response.headers_mut().insert(header::ALLOW, ALLOW);
+    response
+}
+
+fn method_not_allowed() -> Response<StatusBody> {
+    let mut response = problem(Problem::METHOD);
+    response.headers_mut().insert(header::ALLOW, ALLOW);
+    response
+}
+
+/// The answer to `HEAD`: the length that the body would have, and none of it.
+fn without_body(response: Response<StatusBody>) -> Response<StatusBody> {
+    let (mut head, body) = response.into_parts();
+    let (data, trailers) = body.into_parts();
+    let lengths: &mut HeaderMap = &mut head.headers;
+    if trailers.is_none() {
+        lengths.insert(header::CONTENT_LENGTH, HeaderValue::from(data.len()));
+    }
+    Response::from_parts(head, StatusBody::default())
+}

@@ -1,0 +1,122 @@
+//! Where jobs are kept: the trait with its contract, and the store in memory.
+//!
+//! Knows what a job is. Of HTTP it knows nothing, nor of how jobs are run.
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod expiry;
+mod memory;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+pub use memory::MemoryStore;
+
+use crate::{
+    error::Error,
+    job::{Change, JobId, Outcome, Record},
+};
+
+/// Keeps jobs and their outcomes.
+///
+/// A store may be shared by several processes; everything that one of them must learn of another
+/// (that a job was canceled, that it has ended) goes through it. The contract, which the suite in
+/// `store::conformance` (feature `conformance`) checks:
+///
+/// 1. **Each call is atomic.** Of changes that race, each is applied by [`Record::apply`] to the
+///    state that the one before left, or refused. Nothing is seen half-done.
+/// 2. **What has not ended is never dropped**, and what has ended not before
+///    [`Record::expires_at`]. From then on it is as if it had never been.
+/// 3. **Room is kept from the start.** A store that is full refuses
+///    [`insert`](Store::insert) with [`ErrorKind::StoreFull`](crate::ErrorKind::StoreFull); it never
+///    refuses the outcome of a job that it has taken, up to the bytes named then.
+/// 4. **A change wakes.** Whoever waits in [`changed`](Store::changed) is woken by the change
+///    itself, in this process or another; a change made before the call, and after the version that
+///    it names, is not missed. A waiter that is dropped leaves nothing behind.
+/// 5. **An error means that nobody knows.** The call may or may not have been carried out, except
+///    with `StoreFull`. Every call may be repeated.
+///
+/// Futures are polled on a tokio runtime, and may be dropped at any time.
+pub trait Store: Send + Sync + 'static {
+    /// Keeps a new job, and room for an outcome of `outcome_bytes` (as
+    /// [`Outcome::as_bytes`] counts them).
+    ///
+    /// # Errors
+    /// `StoreFull` where there is no room. An id that is known already is an error too, of kind
+    /// `StoreUnavailable`, and leaves the job that has it as it is.
+    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<()>;
+
+    /// Forgets a job that nobody was told of, whatever its status. One that is not there is fine.
+    fn take_back(&self, id: JobId) -> StoreFuture<()>;
+
+    /// The job's record, if it is there.
+    fn read(&self, id: JobId) -> StoreFuture<Option<Record>>;
+
+    /// The job's record, and its outcome if there is one that was not removed.
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>>;
+
+    /// Applies a change, if [`Record::apply`] does.
+    fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed>;
+
+    /// Resolves once the job's [version](Record::version) is another than `seen`, or the job is not
+    /// there. It may resolve early; callers read the job again.
+    fn changed(&self, id: JobId, seen: u32) -> StoreFuture<()>;
+}
+
+/// What became of a [`Change`].
+#[derive(Debug, Clone)]
+pub enum Changed {
+    /// It was applied; this is the record after it.
+    Applied(Record),
+    /// The job's status does not allow it; this is the record as it is.
+    Refused(Record),
+    /// There is no such job.
+    Unknown,
+}
+
+/// A [`Store`]'s answer: there at once (no allocation), or a boxed future.
+pub struct StoreFuture<T>(Answer<T>);
+
+enum Answer<T> {
+    Ready(Option<Result<T, Error>>),
+    Boxed(Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>),
+}
+
+impl<T> StoreFuture<T> {
+    /// An answer that is there already.
+    pub fn ready(answer: Result<T, Error>) -> Self {
+        Self(Answer::Ready(Some(answer)))
+    }
+
+    /// An answer that takes time.
+    pub fn new(answer: impl Future<Output = Result<T, Error>> + Send + 'static) -> Self {
+        Self(Answer::Boxed(Box::pin(answer)))
+    }
+}
+
+// Nothing in it is pinned in place: the future is in a box of its own.
+impl<T> Unpin for StoreFuture<T> {}
+
+impl<T> Future for StoreFuture<T> {
+    type Output = Result<T, Error>;
+
+    /// # Panics
+    /// If polled again after it was ready.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Answer::Boxed(future) => future.as_mut().poll(cx),
+            #[expect(clippy::expect_used, reason = "documented; as every future")]
+            Answer::Ready(answer) => Poll::Ready(answer.take().expect("polled after it was ready")),
+        }
+    }
+}
+
+impl<T> fmt::Debug for StoreFuture<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreFuture").finish_non_exhaustive()
+    }
+}

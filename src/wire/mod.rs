@@ -1,0 +1,17 @@
+//! What goes over the wire: preferences, status URLs, the 202 answer, the status document,
+//! problems, and the headers of a replay.
+//!
+//! Pure functions from values to values: no I/O, no clock. Knows what a job is, not how it is run.
+
+mod document;
+mod prefer;
+mod problem;
+mod replay;
+mod urls;
+
+pub(crate) use document::{NO_STORE, accepted, conflict, document, in_progress, see_other};
+pub(crate) use prefer::Preferences;
+pub(crate) use problem::{Problem, answer as problem_answer, of_record};
+pub(crate) use replay::{prepare, replayed};
+pub use urls::LocationStyle;
+pub(crate) use urls::{Resource, Urls};

@@ -1,0 +1,174 @@
+//! The headers of a kept response: what of them is kept, and what is added when it is replayed.
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, response::Parts,
+    uri::PathAndQuery,
+};
+use iri_string::{
+    format::ToDedicatedString,
+    types::{UriAbsoluteStr, UriReferenceStr},
+};
+
+use super::document::NO_STORE;
+use crate::job::Outcome;
+
+/// `AsyncResult` (OData 4.01, part 1, section 8.3.1): the status of the handler's own response.
+const ASYNC_RESULT: HeaderName = HeaderName::from_static("asyncresult");
+
+/// What is not kept: fields of the one connection (RFC 9110, section 7.6.1; those that RFC 2616
+/// named besides), what frames the body anew at each replay, what would make a shared cache keep
+/// it, and a promise of ranges that a replay does not serve.
+const DROPPED: &[&str] = &[
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "content-length",
+    "cache-control",
+    "expires",
+    "age",
+    "cdn-cache-control",
+    "surrogate-control",
+    "accept-ranges",
+];
+
+/// Makes the head of a response ready to be kept. `target` is the path of the original request,
+/// which relative references are resolved against: at the URL of the replay they would mean
+/// something else.
+pub(crate) fn prepare(head: &mut Parts, target: Option<&PathAndQuery>) {
+    let named: Vec<HeaderName> = head
+        .headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        head.headers.remove(name);
+    }
+    for name in DROPPED {
+        head.headers.remove(*name);
+    }
+    for name in [header::LOCATION, header::CONTENT_LOCATION] {
+        if let Some(resolved) = resolved(&head.headers, &name, target) {
+            head.headers.insert(name, resolved);
+        }
+    }
+}
+
+/// The reference in this header, resolved (RFC 3986, section 5), if it is relative to a path.
+fn resolved(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    target: Option<&PathAndQuery>,
+) -> Option<HeaderValue> {
+    let text = headers.get(name)?.to_str().ok()?;
+    let reference = UriReferenceStr::new(text).ok()?;
+    // With a scheme, an authority or a whole path it means the same everywhere on this origin.
+    if reference.to_iri().is_ok() || text.starts_with('/') {
+        return None;
+    }
+    // The origin is left off again: what is resolved stays on it.
+    const ORIGIN: &str = "http://origin";
+    let base = format!("{ORIGIN}{}", target?.as_str());
+    let base = UriAbsoluteStr::new(&base).ok()?;
+    let resolved = reference.resolve_against(base).to_dedicated_string();
+    HeaderValue::from_str(resolved.as_str().strip_prefix(ORIGIN)?).ok()
+}
+
+/// The response that replays this outcome, and its trailers. A handler's own 202 is replayed as 200:
+/// whoever polls until it is not 202 would go round for ever.
+pub(crate) fn replayed(outcome: &Outcome) -> (Response<Bytes>, Option<HeaderMap>) {
+    let mut response = Response::new(outcome.body());
+    let status = outcome.status();
+    *response.status_mut() = match status {
+        StatusCode::ACCEPTED => StatusCode::OK,
+        status => status,
+    };
+    let headers = response.headers_mut();
+    *headers = outcome.headers();
+    headers.insert(ASYNC_RESULT, HeaderValue::from(status.as_u16()));
+    headers.insert(header::CACHE_CONTROL, NO_STORE);
+    (response, outcome.trailers())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(headers: &[(&'static str, &'static str)]) -> Parts {
+        let mut head = Response::new(()).into_parts().0;
+        for (name, value) in headers {
+            head.headers.append(*name, HeaderValue::from_static(value));
+        }
+        head
+    }
+
+    #[test]
+    fn drops_what_belongs_to_the_connection_or_to_caches() {
+        let mut head = head(&[
+            ("connection", "keep-alive, X-Hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "7"),
+            ("cache-control", "public, max-age=600"),
+            ("expires", "Thu, 01 Dec 2044 16:00:00 GMT"),
+            ("age", "3"),
+            ("cdn-cache-control", "max-age=60"),
+            ("surrogate-control", "max-age=60"),
+            ("accept-ranges", "bytes"),
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+            ("content-type", "text/csv"),
+            ("trailer", "x-sum"),
+            ("etag", "\"1\""),
+        ]);
+        prepare(&mut head, None);
+        let mut names: Vec<_> = head.headers.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "etag", "set-cookie", "set-cookie", "trailer"]);
+    }
+
+    #[test]
+    fn relative_references_are_resolved_against_the_request() {
+        for (target, location, expected) in [
+            ("/a/b?q=1", "c", "/a/c"),
+            ("/a/b/", "c?d=e#f", "/a/b/c?d=e#f"),
+            ("/a/b/c", "../d", "/a/d"),
+            ("/a/b/c", "../../../../d", "/d"),
+            ("/a/b?q=1", "?page=2", "/a/b?page=2"),
+            ("/a/b?q=1", "", "/a/b?q=1"),
+            ("/", "x", "/x"),
+            ("/a/b", "/c", "/c"),
+            ("/a/b", "//other/c", "//other/c"),
+            ("/a/b", "https://other/c", "https://other/c"),
+            ("/a/b", "not a reference", "not a reference"),
+        ] {
+            let mut head = head(&[]);
+            let value = HeaderValue::from_str(location).unwrap();
+            head.headers.insert("location", value.clone());
+            head.headers.insert("content-location", value);
+            prepare(&mut head, Some(&PathAndQuery::from_static(target)));
+            assert_eq!(head.headers["location"], expected, "{target} {location}");
+            assert_eq!(head.headers["content-location"], expected);
+        }
+    }
+
+    #[test]
+    fn a_202_of_the_handler_is_replayed_as_200() {
+        for (own, replay) in [(202, 200), (201, 201), (404, 404), (303, 303)] {
+            let mut head = head(&[]);
+            head.status = StatusCode::from_u16(own).unwrap();
+            let (response, _) = replayed(&Outcome::new(&head, b"x", None));
+            assert_eq!(response.status(), replay);
+            assert_eq!(response.headers()["asyncresult"], own.to_string());
+            assert_eq!(response.headers()["cache-control"], "no-store");
+        }
+    }
+}

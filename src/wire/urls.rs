@@ -1,0 +1,254 @@
+//! The URLs of a job: how they are made, and how a request's path is read back.
+
+use crate::{error::Error, job::JobId};
+
+/// Which URL of a job the `Location` of a 202 names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LocationStyle {
+    /// `{path}/{id}`: 202 while the job runs, then 303 to the result. The default, since a client
+    /// that knows only "poll until it is not 202, follow redirects" gets the outcome.
+    #[default]
+    Job,
+    /// `{path}/{id}/result`: 202 while the job runs, then the outcome itself. For clients that poll
+    /// one URL, in the manner of RESTEasy and FHIR.
+    Result,
+    /// `{path}/{id}/status`: always 200 with the status document.
+    Status,
+}
+
+/// Where status URLs live: the path as this app sees it, and the base that clients are told.
+#[derive(Debug, Clone)]
+pub(crate) struct Urls {
+    path: Box<str>,
+    base: Box<str>,
+    style: LocationStyle,
+    operation_location: bool,
+}
+
+/// What a path below the status path asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resource {
+    /// `{id}`
+    Job,
+    /// `{id}/status`
+    Status,
+    /// `{id}/result`
+    Result,
+}
+
+impl Urls {
+    /// # Errors
+    /// If the path or the base cannot work, with a message that says why.
+    pub(crate) fn new(
+        path: &str,
+        base: Option<&str>,
+        style: LocationStyle,
+        operation_location: bool,
+    ) -> Result<Self, Error> {
+        check_path(path)?;
+        let base = base.unwrap_or(path);
+        check_base(base)?;
+        Ok(Self { path: path.into(), base: base.into(), style, operation_location })
+    }
+
+    /// The status path, as this app sees it.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) fn job(&self, id: JobId) -> String {
+        format!("{}/{id}", self.base)
+    }
+
+    pub(crate) fn status(&self, id: JobId) -> String {
+        format!("{}/{id}/status", self.base)
+    }
+
+    pub(crate) fn result(&self, id: JobId) -> String {
+        format!("{}/{id}/result", self.base)
+    }
+
+    /// What `Location` of a 202 names.
+    pub(crate) fn location(&self, id: JobId) -> String {
+        match self.style {
+            LocationStyle::Job => self.job(id),
+            LocationStyle::Result => self.result(id),
+            LocationStyle::Status => self.status(id),
+        }
+    }
+
+    /// Whether `Operation-Location` and `resourceLocation` are told, for Azure's pollers.
+    pub(crate) fn operation_location(&self) -> bool {
+        self.operation_location
+    }
+
+    /// The rest of `path` below the status path, without the slash; `None` for any other path.
+    pub(crate) fn below<'a>(&self, path: &'a str) -> Option<&'a str> {
+        path.strip_prefix(&*self.path)?.strip_prefix('/')
+    }
+
+    /// Whether a request for this path is one for the status service: by its whole path, or, where
+    /// a layer inside nested routers sees only the end of it (axum strips a prefix for each
+    /// `nest`), by the last segments of the status path with the id of a job behind them.
+    pub(crate) fn is_status_path(&self, path: &str) -> bool {
+        if path == &*self.path || self.below(path).is_some() {
+            return true;
+        }
+        self.path.match_indices('/').skip(1).any(|(at, _)| {
+            path.strip_prefix(&self.path[at..])
+                .and_then(|rest| rest.strip_prefix('/'))
+                .is_some_and(|rest| resource(rest).is_some())
+        })
+    }
+
+    /// Reads the path of a request to the status service. A router that nests the service has
+    /// stripped the status path (axum's `nest_service` does), a plain hyper service has not.
+    pub(crate) fn resource(&self, path: &str) -> Option<(JobId, Resource)> {
+        let rest = self.below(path).or_else(|| path.strip_prefix('/'))?;
+        resource(rest)
+    }
+}
+
+/// Reads `{id}`, `{id}/status` and `{id}/result`.
+fn resource(rest: &str) -> Option<(JobId, Resource)> {
+    let (id, resource) = match rest.split_once('/') {
+        None => (rest, Resource::Job),
+        Some((id, "status")) => (id, Resource::Status),
+        Some((id, "result")) => (id, Resource::Result),
+        Some(_) => return None,
+    };
+    Some((id.parse().ok()?, resource))
+}
+
+/// Whether this can be a status path: `/jobs`, `/api/v1/jobs`.
+pub(crate) fn check_path(path: &str) -> Result<(), Error> {
+    let problem = if !path.starts_with('/') {
+        "must begin with a slash"
+    } else if path.ends_with('/') {
+        "must not end with a slash, nor be the root: the ids of jobs stand below it"
+    } else if path.contains(['{', '}', '*', ':']) {
+        "must be a plain path, without a pattern"
+    } else if path.contains("//") || !path.bytes().all(is_path_byte) {
+        "must be a path as it stands in a URL (RFC 3986, section 3.3), without query or fragment"
+    } else {
+        return Ok(());
+    };
+    Err(Error::config(format!("status path {path:?} {problem}")))
+}
+
+/// Whether this can be a public base: a path, or an absolute http(s) URL.
+fn check_base(base: &str) -> Result<(), Error> {
+    if base.starts_with('/') {
+        return check_path(base);
+    }
+    let rest = base.strip_prefix("https://").or_else(|| base.strip_prefix("http://"));
+    let problem = match rest.map(|rest| rest.split_at(rest.find('/').unwrap_or(rest.len()))) {
+        None => "must be a path, or a URL that begins with http:// or https://",
+        Some((authority, _)) if authority.parse::<http::uri::Authority>().is_err() => {
+            "has no valid host"
+        }
+        Some((_, "")) => return Ok(()),
+        Some((_, path)) => return check_path(path),
+    };
+    Err(Error::config(format!("public base {base:?} {problem}")))
+}
+
+/// `pchar` or a slash (RFC 3986, section 3.3); patterns are refused before.
+fn is_path_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"/-._~%!$&'()+,;=@".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn urls(path: &str) -> Urls {
+        Urls::new(path, None, LocationStyle::Job, false).unwrap()
+    }
+
+    #[test]
+    fn paths_that_cannot_work_say_why() {
+        for (path, why) in [
+            ("jobs", "begin with a slash"),
+            ("", "begin with a slash"),
+            ("/", "end with a slash"),
+            ("/jobs/", "end with a slash"),
+            ("/{id}/jobs", "pattern"),
+            ("/jobs/*rest", "pattern"),
+            ("/:id", "pattern"),
+            ("/jobs?x", "query"),
+            ("/jobs#x", "query"),
+            ("/a//b", "3986"),
+            ("/jöbs", "3986"),
+            ("/a b", "3986"),
+            ("/a\r\nset-cookie", "3986"),
+        ] {
+            let error = Urls::new(path, None, LocationStyle::Job, false).unwrap_err();
+            assert!(error.to_string().contains(why), "{path}: {error}");
+        }
+        for path in ["/jobs", "/api/v1/jobs", "/a-b_c~d.e"] {
+            assert!(check_path(path).is_ok(), "{path}");
+        }
+    }
+
+    #[test]
+    fn bases_that_cannot_work_say_why() {
+        for base in [
+            "jobs",
+            "ftp://h/jobs",
+            "https://",
+            "https:///jobs",
+            "https://h/jobs/",
+            "https://h/j?x",
+            "//h/jobs",
+        ] {
+            assert!(Urls::new("/jobs", Some(base), LocationStyle::Job, false).is_err(), "{base}");
+        }
+        for base in [
+            "/x/jobs",
+            "https://pub.example/x/jobs",
+            "http://[::1]:3000/jobs",
+            "https://jobs.example",
+        ] {
+            let urls = Urls::new("/jobs", Some(base), LocationStyle::Job, false).unwrap();
+            let id = JobId::random().unwrap();
+            assert_eq!(urls.result(id), format!("{base}/{id}/result"));
+        }
+    }
+
+    #[test]
+    fn reads_what_it_writes_stripped_or_not() {
+        let urls = urls("/api/jobs");
+        let id = JobId::random().unwrap();
+        for (suffix, resource) in
+            [("", Resource::Job), ("/status", Resource::Status), ("/result", Resource::Result)]
+        {
+            for prefix in ["", "/api/jobs"] {
+                let path = format!("{prefix}/{id}{suffix}");
+                assert_eq!(urls.resource(&path), Some((id, resource)), "{path}");
+            }
+        }
+        for path in ["/", "", "/api/jobs", "/api/jobs/", "/api/jobsx/1", "/x/status/y"] {
+            assert_eq!(urls.resource(path), None, "{path}");
+        }
+        assert_eq!(urls.resource(&format!("/{id}/result/")), None);
+        assert_eq!(urls.resource(&format!("/{id}/other")), None);
+    }
+
+    #[test]
+    fn knows_a_status_path_inside_nested_routers() {
+        let urls = urls("/api/jobs");
+        let id = JobId::random().unwrap();
+        for path in [
+            format!("/api/jobs/{id}"),
+            format!("/jobs/{id}/status"),
+            "/api/jobs/nonsense".into(),
+            "/api/jobs".into(),
+        ] {
+            assert!(urls.is_status_path(&path), "{path}");
+        }
+        for path in ["/jobs/7", "/reports", "/api/jobsx", "/api", "/"] {
+            assert!(!urls.is_status_path(path), "{path}");
+        }
+    }
+}
