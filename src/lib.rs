@@ -1,5 +1,7 @@
 //! tower-offload
-#![allow(missing_docs, dead_code, unused_imports)]
+#![deny(missing_docs)]
+#![warn(unreachable_pub)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
 mod body;
 mod deadlines;
 mod desk;

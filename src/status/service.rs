@@ -126,21 +126,15 @@ impl Asked {
 }
 
 async fn answer(state: &State, asked: Asked) -> Response<StatusBody> {
-    let answer = match asked {
-        Asked::Get { id, resource, wait, head } => {
-            let answer = get(state, id, resource, wait).await;
-            let answer = answer.unwrap_or_else(store_failed);
-            return if head { without_body(answer) } else { answer };
-        }
-        Asked::Delete { id, resource } => {
-            delete(state, id, resource).await.unwrap_or_else(store_failed)
-        }
-        Asked::Options => options(),
-        Asked::Other => method_not_allowed(),
-        Asked::Nothing { head } if head => return without_body(problem(Problem::UNKNOWN)),
-        Asked::Nothing { .. } => problem(Problem::UNKNOWN),
+    let (answer, head) = match asked {
+        Asked::Get { id, resource, wait, head } => (get(state, id, resource, wait).await, head),
+        Asked::Delete { id, resource } => (delete(state, id, resource).await, false),
+        Asked::Options => (Ok(options()), false),
+        Asked::Other => (Ok(method_not_allowed()), false),
+        Asked::Nothing { head } => (Ok(problem(Problem::UNKNOWN)), head),
     };
-    answer
+    let answer = answer.unwrap_or_else(store_failed);
+    if head { without_body(answer) } else { answer }
 }
 
 /// `GET` and `HEAD`.
