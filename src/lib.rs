@@ -1,7 +1,94 @@
-//! tower-offload
+//! A tower [`Layer`](tower_layer::Layer) that takes the slow requests of any axum or hyper app off
+//! the connection.
+//!
+//! A handler that answers within its time budget is passed through untouched. One that outruns it
+//! goes on, *the same future*, in a task of its own; the client gets `202 Accepted` with a status
+//! URL at once. A companion service at that URL tells how far the job is, replays the handler's own
+//! response when it is there, and cancels. No handler changes.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use axum::{Router, routing::post};
+//! use tower_offload::{Offload, Policy};
+//!
+//! # async fn report() {}
+//! # async fn transcode() {}
+//! #[tokio::main]
+//! async fn main() -> std::io::Result<()> {
+//!     let offload = Offload::new("/jobs"); // jobs and outcomes in memory, sane limits
+//!
+//!     let app = Router::new()
+//!         .route("/reports", post(report).layer(offload.layer(Policy::after(Duration::from_millis(250)))))
+//!         .route("/videos", post(transcode).layer(offload.layer(Policy::always())))
+//!         .nest_service("/jobs", offload.status());
+//!
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     axum::serve(listener, app)
+//!         // finish what was promised while status URLs are still answered, then close
+//!         .with_graceful_shutdown(async move {
+//!             tokio::signal::ctrl_c().await.ok();
+//!             offload.drain(Duration::from_secs(30)).await;
+//!         })
+//!         .await
+//! }
+//! ```
+//!
+//! # A 202 is a promise
+//!
+//! What has been accepted is run; its outcome is kept until the time that the answer named
+//! (`expires_at`); and whatever goes wrong on the way (a panic, the run-time limit, a response that
+//! is too large, shutdown) is told at the status URL, as a problem (RFC 9457). Where the promise
+//! cannot be kept it is not given: the request stays attached to its connection ([`Policy::after`])
+//! or is answered 503 ([`Policy::always`]).
+//!
+//! The default [`MemoryStore`] keeps the promise **while the process lives**. A process that is
+//! killed takes its jobs with it; [`Offload::drain`] is for one that is asked to stop.
+//!
+//! # Where to put the layer
+//!
+//! From outside to inside: tracing, authentication and rate limits, compression, **this layer**,
+//! concurrency limits, a timeout that bounds the work, `CatchPanic`, the handler. Inside of
+//! authentication, because waiting for a slow upload makes hyper ask the client for its body; a
+//! timeout *outside* of this layer answers 408 and drops the request, or leaves a job that nobody
+//! was told of.
+//!
+//! * One [`Offload`], many layers: [`Offload::layer`] around each route with a policy of its own.
+//! * Around a whole router it costs far less, since axum boxes nothing again: one layer with a
+//!   table of [`Policies`].
+//! * Without a router, [`OffloadLayer::mounted`] answers below the status path itself.
+//!
+//! axum's own futures can be moved, and boxed ones. For a service whose future cannot (an `async`
+//! block; anything with a timer in it, such as tower-http's `TimeoutLayer`, inside of this layer in
+//! a plain tower stack) call [`OffloadLayer::boxed`].
+//!
+//! # What is never offloaded
+//!
+//! `CONNECT`, upgrades, gRPC, `HEAD` and `OPTIONS`; a `GET` with `Range` or a condition, or that
+//! accepts `text/event-stream`; anything below the status path; what an outer layer of the same
+//! [`Offload`] watches already; and a request whose body is not over on the wire. hyper ties that
+//! body to its connection, and a handler that went on reading after the 202 could be fed the bytes
+//! of the next request. When the budget runs out first, the layer drains the body into a bounded
+//! buffer; over the bound the request stays attached until its handler has read it.
+//!
+//! # Handlers that block their thread
+//!
+//! A handler that computes for a second without awaiting can't be answered for meanwhile: nobody
+//! polls the clock on its thread, and no middleware can change that. Move such work into
+//! [`tokio::task::spawn_blocking`], as tokio asks for anyway. [`Policy::always`] is the exception:
+//! such a request is answered before its handler is begun.
+//!
+//! # Features
+//!
+//! | feature | default | what it gives |
+//! |---|---|---|
+//! | `axum` | yes | [`ResponseBody`] and [`RequestBody`] for `axum::body::Body`, [`Job`] as an extractor; needs `axum-core` only |
+//! | `conformance` | no | `store::conformance`, the suite that every [`Store`] passes |
+
 #![deny(missing_docs)]
 #![warn(unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 mod body;
 mod deadlines;
 mod desk;
@@ -24,5 +111,11 @@ pub use offload::{
 pub use policy::{Policies, Policy};
 pub use run::Drained;
 pub use status::{StatusFuture, StatusService};
+#[doc(inline)]
 pub use store::{MemoryStore, Store};
 pub use wire::LocationStyle;
+
+/// The README's code is compiled too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

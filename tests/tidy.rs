@@ -20,7 +20,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("wire", "error job body"),
     ("store", "error job body"),
     ("policy", "error job wire"),
-    ("run", "error body job wire store policy"),
+    ("run", "error body deadlines job wire store policy"),
     ("offload", "error body deadlines job wire store run policy"),
     ("status", "error body job wire store run policy"),
     ("follow", "error wire"),
