@@ -5,7 +5,7 @@
 //! on each route, and the status service beside them.
 //!
 //! ```text
-//! cargo run --example quickstart                        # ADDR=127.0.0.1:3000
+//! cargo run --example quickstart      # ADDR=127.0.0.1:3000, port 0 for any free one
 //! ```
 //!
 //! Then open <http://127.0.0.1:3000>, or take any CSV file and curl:
@@ -27,7 +27,7 @@
 //! ```
 //!
 //! Ctrl-C while a job runs: the server goes on until the job is done (for 30 s at
-//! most), and its status URL answers until then.
+//! most) and its result could be fetched; its status URL answers until then.
 
 mod problem;
 mod report;
@@ -60,6 +60,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// How long Ctrl-C waits for jobs that still run.
 const DRAIN: Duration = Duration::from_secs(30);
 
+/// How long their results can be fetched then. Who polls does so once a second, as
+/// `Retry-After` says.
+const LINGER: Duration = Duration::from_secs(2);
+
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
     let offload = Offload::new("/jobs");
@@ -84,6 +88,9 @@ async fn main() -> std::io::Result<()> {
             println!("finishing jobs, for {} s at most", DRAIN.as_secs());
             let drained = offload.drain(DRAIN).await;
             println!("{} finished, {} interrupted", drained.finished(), drained.interrupted());
+            if drained.finished() + drained.interrupted() > 0 {
+                tokio::time::sleep(LINGER).await;
+            }
         })
         .await
 }
