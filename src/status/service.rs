@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use tower_service::Service;
 
 use crate::{
@@ -23,7 +23,13 @@ use crate::{
     wire::{self, Preferences, Problem, Resource},
 };
 
-const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, DELETE, OPTIONS");
+/// The methods of this resource, or of a path that is none.
+fn allow(resource: Option<Resource>) -> HeaderValue {
+    HeaderValue::from_static(match resource {
+        Some(Resource::Status) => "GET, HEAD, OPTIONS",
+        _ => "GET, HEAD, DELETE, OPTIONS",
+    })
+}
 
 /// Answers below the status path: how far a job is, its outcome, and its cancellation. Made by
 /// [`Offload::status`](crate::Offload::status).
@@ -96,9 +102,13 @@ enum Asked {
         id: JobId,
         resource: Resource,
     },
-    Options,
+    Options {
+        resource: Option<Resource>,
+    },
     /// A method that is not served.
-    Other,
+    Other {
+        resource: Option<Resource>,
+    },
     /// No path of a job.
     Nothing {
         head: bool,
@@ -109,9 +119,11 @@ impl Asked {
     fn of<B>(request: &Request<B>, state: &State) -> Self {
         let method = request.method();
         let head = *method == Method::HEAD;
-        let resource = state.urls.resource(request.uri().path());
-        match (resource, method) {
-            (_, &Method::OPTIONS) => Self::Options,
+        let asked = state.urls.resource(request.uri().path());
+        let resource = asked.map(|(_, resource)| resource);
+        match (asked, method) {
+            (_, &Method::OPTIONS) => Self::Options { resource },
+            (Some((_, Resource::Status)), &Method::DELETE) => Self::Other { resource },
             (Some((id, resource)), &Method::GET | &Method::HEAD) => {
                 let wait = Preferences::of(request.headers()).wait;
                 let wait =
@@ -120,7 +132,7 @@ impl Asked {
             }
             (Some((id, resource)), &Method::DELETE) => Self::Delete { id, resource },
             (None, &Method::GET | &Method::HEAD | &Method::DELETE) => Self::Nothing { head },
-            _ => Self::Other,
+            _ => Self::Other { resource },
         }
     }
 }
@@ -129,8 +141,8 @@ async fn answer(state: &State, asked: Asked) -> Response<StatusBody> {
     let (answer, head) = match asked {
         Asked::Get { id, resource, wait, head } => (get(state, id, resource, wait).await, head),
         Asked::Delete { id, resource } => (delete(state, id, resource).await, false),
-        Asked::Options => (Ok(options()), false),
-        Asked::Other => (Ok(method_not_allowed()), false),
+        Asked::Options { resource } => (Ok(options(resource)), false),
+        Asked::Other { resource } => (Ok(method_not_allowed(resource)), false),
         Asked::Nothing { head } => (Ok(problem(Problem::UNKNOWN)), head),
     };
     let answer = answer.unwrap_or_else(store_failed);
@@ -189,9 +201,6 @@ async fn delete(
     resource: Resource,
 ) -> Result<Response<StatusBody>, Error> {
     let removes = resource == Resource::Result;
-    if resource == Resource::Status {
-        return Ok(method_not_allowed());
-    }
     Ok(match state.store.change(id, Change::Cancel).await? {
         Changed::Unknown => problem(Problem::UNKNOWN),
         Changed::Applied(record) => bytes(wire::document(&state.urls, &record, RETRY_AFTER)),
@@ -248,25 +257,26 @@ fn no_content() -> Response<StatusBody> {
     response
 }
 
-fn options() -> Response<StatusBody> {
+fn options(resource: Option<Resource>) -> Response<StatusBody> {
     let mut response = no_content();
-    response.headers_mut().insert(header::ALLOW, ALLOW);
+    response.headers_mut().insert(header::ALLOW, allow(resource));
     response
 }
 
-fn method_not_allowed() -> Response<StatusBody> {
+fn method_not_allowed(resource: Option<Resource>) -> Response<StatusBody> {
     let mut response = problem(Problem::METHOD);
-    response.headers_mut().insert(header::ALLOW, ALLOW);
+    response.headers_mut().insert(header::ALLOW, allow(resource));
     response
 }
 
-/// The answer to `HEAD`: the length that the body would have, and none of it.
+/// The answer to `HEAD`: the length that the body would have, and none of it. Where a status has no
+/// content, or names that of another response, there is no length to tell (RFC 9110, section 8.6).
 fn without_body(response: Response<StatusBody>) -> Response<StatusBody> {
     let (mut head, body) = response.into_parts();
     let (data, trailers) = body.into_parts();
-    let lengths: &mut HeaderMap = &mut head.headers;
-    if trailers.is_none() {
-        lengths.insert(header::CONTENT_LENGTH, HeaderValue::from(data.len()));
+    let has_length = !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if has_length && trailers.is_none() {
+        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(data.len()));
     }
     Response::from_parts(head, StatusBody::default())
 }
