@@ -45,9 +45,9 @@ impl Urls {
         style: LocationStyle,
         operation_location: bool,
     ) -> Result<Self, Error> {
-        check_path(path)?;
+        check("status path", path, check_path)?;
         let base = base.unwrap_or(path);
-        check_base(base)?;
+        check("public base", base, check_base)?;
         Ok(Self { path: path.into(), base: base.into(), style, operation_location })
     }
 
@@ -91,22 +91,27 @@ impl Urls {
     /// a layer inside nested routers sees only the end of it (axum strips a prefix for each
     /// `nest`), by the last segments of the status path with the id of a job behind them.
     pub(crate) fn is_status_path(&self, path: &str) -> bool {
-        if path == &*self.path || self.below(path).is_some() {
-            return true;
-        }
-        self.path.match_indices('/').skip(1).any(|(at, _)| {
-            path.strip_prefix(&self.path[at..])
-                .and_then(|rest| rest.strip_prefix('/'))
-                .is_some_and(|rest| resource(rest).is_some())
-        })
+        path == &*self.path || self.below(path).is_some() || job_below(path, self.ends()).is_some()
     }
 
-    /// Reads the path of a request to the status service. A router that nests the service has
-    /// stripped the status path (axum's `nest_service` does), a plain hyper service has not.
+    /// Reads the path of a request to the status service. A plain hyper service sees all of it, a
+    /// router that nests the service has stripped the status path, or the first segments of it.
     pub(crate) fn resource(&self, path: &str) -> Option<(JobId, Resource)> {
-        let rest = self.below(path).or_else(|| path.strip_prefix('/'))?;
-        resource(rest)
+        job_below(path, self.ends().chain([""]))
     }
+
+    /// The status path, and what is left of it after its first segment, its first two, and so on.
+    fn ends(&self) -> impl Iterator<Item = &str> {
+        self.path.match_indices('/').map(|(at, _)| &self.path[at..])
+    }
+}
+
+/// The job that `path` names below one of these.
+fn job_below<'a>(
+    path: &str,
+    mut above: impl Iterator<Item = &'a str>,
+) -> Option<(JobId, Resource)> {
+    above.find_map(|above| resource(path.strip_prefix(above)?.strip_prefix('/')?))
 }
 
 /// Reads `{id}`, `{id}/status` and `{id}/result`.
@@ -120,9 +125,13 @@ fn resource(rest: &str) -> Option<(JobId, Resource)> {
     Some((id.parse().ok()?, resource))
 }
 
-/// Whether this can be a status path: `/jobs`, `/api/v1/jobs`.
-pub(crate) fn check_path(path: &str) -> Result<(), Error> {
-    let problem = if !path.starts_with('/') {
+fn check(what: &str, text: &str, check: fn(&str) -> Result<(), &'static str>) -> Result<(), Error> {
+    check(text).map_err(|problem| Error::config(format!("{what} {text:?} {problem}")))
+}
+
+/// Whether this can be a status path: `/jobs`, `/api/v1/jobs`. An error says what it must be.
+fn check_path(path: &str) -> Result<(), &'static str> {
+    Err(if !path.starts_with('/') {
         "must begin with a slash"
     } else if path.ends_with('/') {
         "must not end with a slash, nor be the root: the ids of jobs stand below it"
@@ -130,27 +139,27 @@ pub(crate) fn check_path(path: &str) -> Result<(), Error> {
         "must be a plain path, without a pattern"
     } else if path.contains("//") || !path.bytes().all(is_path_byte) {
         "must be a path as it stands in a URL (RFC 3986, section 3.3), without query or fragment"
+    } else if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+        "must be a path without dot segments, which clients take out (RFC 3986, section 5.2.4)"
     } else {
         return Ok(());
-    };
-    Err(Error::config(format!("status path {path:?} {problem}")))
+    })
 }
 
 /// Whether this can be a public base: a path, or an absolute http(s) URL.
-fn check_base(base: &str) -> Result<(), Error> {
+fn check_base(base: &str) -> Result<(), &'static str> {
     if base.starts_with('/') {
         return check_path(base);
     }
     let rest = base.strip_prefix("https://").or_else(|| base.strip_prefix("http://"));
-    let problem = match rest.map(|rest| rest.split_at(rest.find('/').unwrap_or(rest.len()))) {
-        None => "must be a path, or a URL that begins with http:// or https://",
+    match rest.map(|rest| rest.split_at(rest.find('/').unwrap_or(rest.len()))) {
+        None => Err("must be a path, or a URL that begins with http:// or https://"),
         Some((authority, _)) if authority.parse::<http::uri::Authority>().is_err() => {
-            "has no valid host"
+            Err("has no valid host")
         }
-        Some((_, "")) => return Ok(()),
-        Some((_, path)) => return check_path(path),
-    };
-    Err(Error::config(format!("public base {base:?} {problem}")))
+        Some((_, "")) => Ok(()),
+        Some((_, path)) => check_path(path),
+    }
 }
 
 /// `pchar` or a slash (RFC 3986, section 3.3); patterns are refused before.
@@ -182,11 +191,14 @@ mod tests {
             ("/jöbs", "3986"),
             ("/a b", "3986"),
             ("/a\r\nset-cookie", "3986"),
+            ("/a/../b", "dot segments"),
+            ("/./a", "dot segments"),
         ] {
             let error = Urls::new(path, None, LocationStyle::Job, false).unwrap_err();
-            assert!(error.to_string().contains(why), "{path}: {error}");
+            let error = error.to_string();
+            assert!(error.starts_with("status path") && error.contains(why), "{path}: {error}");
         }
-        for path in ["/jobs", "/api/v1/jobs", "/a-b_c~d.e"] {
+        for path in ["/jobs", "/api/v1/jobs", "/a-b_c~d.e", "/...", "/.well-known/jobs"] {
             assert!(check_path(path).is_ok(), "{path}");
         }
     }
@@ -201,8 +213,10 @@ mod tests {
             "https://h/jobs/",
             "https://h/j?x",
             "//h/jobs",
+            "https://h/x/..",
         ] {
-            assert!(Urls::new("/jobs", Some(base), LocationStyle::Job, false).is_err(), "{base}");
+            let error = Urls::new("/jobs", Some(base), LocationStyle::Job, false).unwrap_err();
+            assert!(error.to_string().starts_with("public base"), "{base}: {error}");
         }
         for base in [
             "/x/jobs",
@@ -217,13 +231,13 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_it_writes_stripped_or_not() {
+    fn reads_what_it_writes_however_much_was_stripped() {
         let urls = urls("/api/jobs");
         let id = JobId::random().unwrap();
         for (suffix, resource) in
             [("", Resource::Job), ("/status", Resource::Status), ("/result", Resource::Result)]
         {
-            for prefix in ["", "/api/jobs"] {
+            for prefix in ["", "/jobs", "/api/jobs"] {
                 let path = format!("{prefix}/{id}{suffix}");
                 assert_eq!(urls.resource(&path), Some((id, resource)), "{path}");
             }
