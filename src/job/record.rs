@@ -95,6 +95,10 @@ pub struct Record {
 }
 
 impl Record {
+    /// What a longer TTL counts as: a century, so that every time made of one can be told, on any
+    /// machine and in any store.
+    pub(crate) const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 86_400);
+
     /// A job that waits for its turn.
     pub fn queued(id: JobId, created_at: SystemTime, ttl: Duration) -> Self {
         Self {
@@ -107,7 +111,7 @@ impl Record {
             created_at,
             started_at: None,
             finished_at: None,
-            ttl,
+            ttl: ttl.min(Self::MAX_TTL),
         }
     }
 
@@ -202,7 +206,7 @@ impl Record {
         self.finished_at
     }
 
-    /// How long the job is kept after its end.
+    /// How long the job is kept after its end: 100 years at most.
     pub fn ttl(&self) -> Duration {
         self.ttl
     }
@@ -284,5 +288,14 @@ mod tests {
         let promised = record.expires_at();
         assert!(record.apply(&response(200), SystemTime::UNIX_EPOCH));
         assert!(record.expires_at() >= promised);
+    }
+
+    #[test]
+    fn a_ttl_without_end_is_a_century() {
+        let now = SystemTime::now();
+        for ttl in [Duration::MAX, Duration::from_secs(u64::from(u32::MAX))] {
+            let record = Record::queued(JobId::random().unwrap(), now, ttl);
+            assert_eq!(record.expires_at(), now + Record::MAX_TTL);
+        }
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Jobs that are not due cost nothing: the task sleeps until the first of them is, and ends when
 //! the queue is empty. The next job that ends starts another, on whatever runtime that one runs on,
-//! and so it does when the task was dropped with its runtime.
+//! and so it does when the task was dropped with its runtime. A store that is full does not wait
+//! for the task, which may be on a runtime that nobody drives: it empties the queue itself.
 
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BinaryHeap, binary_heap::PeekMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -14,11 +15,11 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use crate::job::JobId;
 
-/// So many jobs are dropped before others of the runtime get their turn, and so often is memory
-/// given back in a long run of expiries.
+/// So many jobs are dropped before others of the runtime get their turn.
 const BATCH: usize = 256;
 
-/// Memory is given back when this many have gone and they were more than half of all.
+/// Memory is given back when more than half of all have gone, and this many beside: so that each
+/// job pays for it once, and a small store never.
 const WORTH_SHRINKING: usize = 4096;
 
 /// What is emptied by an [`Expiry`].
@@ -42,6 +43,13 @@ struct Queue {
     has_task: bool,
 }
 
+/// Wakes the task for its end, or it would sleep until something is due of a store long gone.
+impl Drop for Expiry {
+    fn drop(&mut self) {
+        self.earlier.notify_one();
+    }
+}
+
 impl Expiry {
     /// Lets `id` expire in `owner` at `at`.
     pub(super) fn push<E: Expire>(&self, at: Instant, id: JobId, owner: Weak<E>) {
@@ -56,10 +64,18 @@ impl Expiry {
             // Elsewhere nothing is swept until the next job ends on a runtime; readers do not see
             // what has expired all the same.
             queue.has_task = true;
+            // A runtime that is shutting down drops the task here and now, which takes the lock.
             drop(queue);
             let alive = Alive { owner, ended: false };
             runtime.spawn(sweep(alive, Arc::clone(&self.earlier)));
         }
+    }
+
+    /// Takes what is due out of the queue, at most [`BATCH`] of it.
+    pub(super) fn due(&self) -> Vec<JobId> {
+        let mut batch = Vec::new();
+        self.lock().take_due(&mut batch);
+        batch
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -67,28 +83,21 @@ impl Expiry {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what is due, at most [`BATCH`] of it; or else the time of what is due next. With
-    /// nothing left the task ends, which is noted under the same lock.
-    fn take(&self, batch: &mut Vec<JobId>) -> Next {
+    /// What the task has to do next. With nothing left it ends, which is noted under the same lock.
+    fn next(&self, batch: &mut Vec<JobId>) -> Next {
         let mut queue = self.lock();
-        let now = Instant::now();
-        while let Some(Reverse((due, id))) = queue.due.peek().copied() {
-            if batch.len() == BATCH {
-                return Next::Batch;
-            }
-            if due > now {
-                return if batch.is_empty() { Next::At(due) } else { Next::Batch };
-            }
-            queue.due.pop();
-            batch.push(id);
-        }
+        queue.take_due(batch);
         if !batch.is_empty() {
             return Next::Batch;
+        }
+        if let Some(Reverse((due, _))) = queue.due.peek() {
+            return Next::At(*due);
         }
         queue.has_task = false;
         Next::Nothing
     }
 
+    /// Gives memory back, if much is unused, and tells whether it was.
     fn shrink(&self) -> bool {
         let mut queue = self.lock();
         let much = queue.due.capacity() > 2 * queue.due.len() + WORTH_SHRINKING;
@@ -96,6 +105,18 @@ impl Expiry {
             queue.due.shrink_to_fit();
         }
         much
+    }
+}
+
+impl Queue {
+    fn take_due(&mut self, batch: &mut Vec<JobId>) {
+        let now = Instant::now();
+        while batch.len() < BATCH {
+            match self.due.peek_mut() {
+                Some(first) if first.0.0 <= now => batch.push(PeekMut::pop(first).0.1),
+                _ => return,
+            }
+        }
     }
 }
 
@@ -108,34 +129,28 @@ enum Next {
 /// The task. It holds the store weakly, so that a store that is dropped takes its task with it.
 async fn sweep<E: Expire>(mut alive: Alive<E>, earlier: Arc<Notify>) {
     let mut batch = Vec::with_capacity(BATCH);
-    let mut gone = 0;
     loop {
-        let next = {
-            let Some(owner) = alive.owner.upgrade() else { return };
-            let next = owner.expiry().take(&mut batch);
-            gone += batch.len();
-            batch.drain(..).for_each(|id| owner.expire(id));
-            if !matches!(next, Next::Batch) {
-                if owner.expiry().shrink() || gone >= WORTH_SHRINKING {
-                    owner.shrink();
-                }
-                gone = 0;
-            }
-            next
-        };
+        let Some(owner) = alive.owner.upgrade() else { return };
+        let next = owner.expiry().next(&mut batch);
+        batch.drain(..).for_each(|id| owner.expire(id));
+        alive.ended = matches!(next, Next::Nothing);
+        if !matches!(next, Next::Batch) && owner.expiry().shrink() {
+            // It took 0.2 s with a million jobs, for which no runtime has to stand still.
+            let shrunk = tokio::task::spawn_blocking(move || owner.shrink());
+            drop(shrunk.await);
+        } else {
+            drop(owner);
+        }
         match next {
             Next::Batch => tokio::task::yield_now().await,
             Next::At(due) => drop(tokio::time::timeout_at(due, earlier.notified()).await),
-            Next::Nothing => {
-                alive.ended = true;
-                return;
-            }
+            Next::Nothing => return,
         }
     }
 }
 
 /// Notes that there is no task any more when it is dropped with its runtime, be it before its first
-/// poll.
+/// poll. One that has ended by itself has noted it already, and another may have begun.
 struct Alive<E: Expire> {
     owner: Weak<E>,
     ended: bool,
@@ -145,6 +160,79 @@ impl<E: Expire> Drop for Alive<E> {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.upgrade().filter(|_| !self.ended) {
             owner.expiry().lock().has_task = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counted {
+        expiry: Expiry,
+        expired: AtomicUsize,
+        shrunk: AtomicUsize,
+    }
+
+    impl Expire for Counted {
+        fn expiry(&self) -> &Expiry {
+            &self.expiry
+        }
+
+        fn expire(&self, _: JobId) {
+            self.expired.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn shrink(&self) {
+            self.shrunk.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Counted {
+        fn push(self: &Arc<Self>, seconds: u64) {
+            let at = Instant::now() + Duration::from_secs(seconds);
+            self.expiry.push(at, JobId::random().unwrap(), Arc::downgrade(self));
+        }
+
+        fn counts(&self) -> (usize, usize, usize) {
+            let load = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+            (load(&self.expired), load(&self.shrunk), self.expiry.lock().due.len())
+        }
+    }
+
+    /// Long enough for what is due in `seconds`; timers are exact to a millisecond.
+    async fn pass(seconds: u64) {
+        tokio::time::sleep(Duration::from_secs(seconds) + Duration::from_millis(2)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trap_9_3_only_what_is_due_is_touched() {
+        let counted = Arc::new(Counted::default());
+        (0..100_000).for_each(|_| counted.push(3600));
+        counted.push(60);
+        pass(59).await;
+        assert_eq!(counted.counts(), (0, 0, 100_001));
+        pass(1).await;
+        assert_eq!(counted.counts(), (1, 0, 100_000));
+        pass(3600).await;
+        assert_eq!(counted.counts(), (100_001, 1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_is_one_task_and_none_when_nothing_is_left() {
+        let tasks = || Handle::current().metrics().num_alive_tasks();
+        let counted = Arc::new(Counted::default());
+        for round in 1..4 {
+            (0..1000).for_each(|_| counted.push(1));
+            assert_eq!(tasks(), 1);
+            pass(1).await;
+            assert_eq!((tasks(), counted.counts()), (0, (round * 1000, 0, 0)));
         }
     }
 }

@@ -142,27 +142,44 @@ impl Store for MemoryStore {
 
 impl Inner {
     fn insert(&self, record: Record, outcome_bytes: usize) -> Result<(), Error> {
-        let bytes = outcome_bytes.saturating_add(JOB_BYTES);
-        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.max_bytes);
-        if self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
-            return Err(Error::new(ErrorKind::StoreFull, "the store in memory is full"));
+        while !self.reserve(outcome_bytes) {
+            if !self.expire_due() {
+                return Err(Error::new(ErrorKind::StoreFull, "the store in memory is full"));
+            }
         }
-        match self.jobs.entry(record.id()) {
+        let id = record.id();
+        let kept =
+            Kept { record, outcome: None, bytes: outcome_bytes, expires: None, waiters: None };
+        let before = match self.jobs.entry(id) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Kept {
-                    record,
-                    outcome: None,
-                    bytes: outcome_bytes,
-                    expires: None,
-                    waiters: None,
-                });
-                Ok(())
+                vacant.insert(kept);
+                return Ok(());
             }
+            Entry::Occupied(mut occupied) if occupied.get().is_expired() => occupied.insert(kept),
             Entry::Occupied(_) => {
-                self.give_back(bytes);
-                Err(Error::new(ErrorKind::StoreUnavailable, "a job with this id is there already"))
+                self.give_back(outcome_bytes + JOB_BYTES);
+                let message = "a job with this id is there already";
+                return Err(Error::new(ErrorKind::StoreUnavailable, message));
             }
-        }
+        };
+        self.gone(before);
+        Ok(())
+    }
+
+    /// Counts a job with an outcome of so many bytes, if there is room.
+    fn reserve(&self, outcome_bytes: usize) -> bool {
+        let more = |used: usize| {
+            let sum = used.checked_add(outcome_bytes)?.checked_add(JOB_BYTES)?;
+            (sum <= self.max_bytes).then_some(sum)
+        };
+        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Drops some of what has expired, and tells whether there was any.
+    fn expire_due(&self) -> bool {
+        let due = self.expiry.due();
+        due.iter().for_each(|id| self.expire(*id));
+        !due.is_empty()
     }
 
     fn look<T>(&self, id: JobId, look: impl FnOnce(&Kept) -> T) -> Option<T> {
@@ -174,32 +191,27 @@ impl Inner {
             return Changed::Unknown;
         };
         let kept = entry.value_mut();
-        if !kept.record.apply(&change, SystemTime::now()) {
+        let at = SystemTime::now();
+        if !kept.record.apply(&change, at) {
             return Changed::Refused(kept.record.clone());
         }
-        let reserved = kept.bytes;
-        let ended = kept.record.status().is_end() && kept.expires.is_none();
+        let ended = kept.record.status().is_end();
+        let expires = (ended && kept.expires.is_none()).then(|| expiry_of(&kept.record, at));
+        kept.expires = kept.expires.or(expires);
         let outcome = match change {
             Change::Finish(End::Response(outcome)) => kept.outcome.replace(outcome),
             Change::Remove => kept.outcome.take(),
             _ => None,
         };
-        if kept.record.status().is_end() {
-            kept.bytes = kept.outcome.as_ref().map_or(0, |outcome| outcome.as_bytes().len());
+        if ended {
+            let bytes = kept.outcome.as_ref().map_or(0, |outcome| outcome.as_bytes().len());
+            this.recount(std::mem::replace(&mut kept.bytes, bytes), bytes);
         }
-        let bytes = kept.bytes;
         let waiters = kept.waiters.take();
         let record = kept.record.clone();
-        let expires = ended.then(|| far(record.ttl()));
-        if expires.is_some() {
-            kept.expires = expires;
-        }
         // The map's lock is given up before anything else is done.
         drop(entry);
         drop(outcome);
-        // An outcome larger than what was reserved breaks the contract; it is counted all the same.
-        this.bytes.fetch_add(bytes, Ordering::Relaxed);
-        this.give_back(reserved);
         if let Some(expires) = expires {
             let weak: Weak<Self> = Arc::downgrade(this);
             this.expiry.push(expires, id, weak);
@@ -222,12 +234,26 @@ impl Inner {
 
     /// Drops a job and gives back what it took.
     fn forget(&self, id: JobId, condition: impl FnOnce(&Kept) -> bool) {
-        let Some((_, kept)) = self.jobs.remove_if(&id, |_, kept| condition(kept)) else {
-            return;
-        };
+        if let Some((_, kept)) = self.jobs.remove_if(&id, |_, kept| condition(kept)) {
+            self.gone(kept);
+        }
+    }
+
+    /// Gives back what a job took that is in the map no more.
+    fn gone(&self, kept: Kept) {
         self.give_back(kept.bytes + JOB_BYTES);
         if let Some(waiters) = kept.waiters {
             waiters.notify_waiters();
+        }
+    }
+
+    /// Called under the job's lock: later the job may have gone, and be given back twice. An
+    /// outcome larger than what was reserved breaks the contract; it is counted all the same.
+    fn recount(&self, before: usize, after: usize) {
+        if after > before {
+            self.bytes.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.give_back(before - after);
         }
     }
 
@@ -251,15 +277,20 @@ impl Expire for Inner {
     }
 }
 
-/// The time `ttl` from now; one that cannot be told is ten years away.
-fn far(ttl: std::time::Duration) -> Instant {
+/// When a job expires that ended at `at`: as the record says, which is later than its TTL from now
+/// where the wall clock was set back while the job ran.
+fn expiry_of(record: &Record, at: SystemTime) -> Instant {
+    let left = record.expires_at().duration_since(at).unwrap_or_default();
     let now = Instant::now();
-    now.checked_add(ttl).unwrap_or(now + std::time::Duration::from_secs(10 * 365 * 86_400))
+    // The clock of a machine may end before the calendar does.
+    now.checked_add(left).unwrap_or(now + Record::MAX_TTL)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use tokio::runtime::{Builder, Handle, Runtime};
 
     use super::*;
     use crate::job::Status;
@@ -339,37 +370,129 @@ mod tests {
         }
     }
 
+    fn paused_runtime() -> Runtime {
+        Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+    }
+
+    async fn end_one(store: &MemoryStore) -> JobId {
+        let record = record();
+        store.insert(record.clone(), 0).await.unwrap();
+        store.change(record.id(), Change::Cancel).await.unwrap();
+        record.id()
+    }
+
     #[test]
     fn a_second_runtime_sweeps_on() {
         let store = MemoryStore::new(usize::MAX);
-        let runtime = || {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_time()
-                .start_paused(true)
-                .build()
-                .unwrap()
-        };
-        let end_one = || async {
-            let record = record();
-            store.insert(record.clone(), 0).await.unwrap();
-            store.change(record.id(), Change::Cancel).await.unwrap();
-        };
-        runtime().block_on(end_one());
-        runtime().block_on(async {
-            end_one().await;
+        paused_runtime().block_on(end_one(&store));
+        paused_runtime().block_on(async {
+            end_one(&store).await;
             tokio::time::sleep(TTL * 2).await;
         });
         assert_eq!(store.jobs(), 0);
     }
 
+    #[test]
+    fn a_full_store_makes_room_though_nobody_drives_its_task() {
+        let store = MemoryStore::new(600 * JOB_BYTES);
+        let asleep = paused_runtime();
+        asleep.block_on(async {
+            for _ in 0..600 {
+                end_one(&store).await;
+            }
+        });
+        paused_runtime().block_on(async {
+            assert!(store.insert(record(), 0).await.is_err());
+            tokio::time::advance(TTL * 2).await;
+            // As much room as takes more than one batch.
+            store.insert(record(), 500 * JOB_BYTES).await.unwrap();
+        });
+        drop(asleep);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_sweep_ends_with_its_store() {
         let store = MemoryStore::new(usize::MAX);
+        end_one(&store).await;
+        tokio::task::yield_now().await;
+        let tasks = || Handle::current().metrics().num_alive_tasks();
+        assert_eq!((tasks(), Arc::strong_count(&store.inner)), (1, 1));
+        drop(store);
+        tokio::task::yield_now().await;
+        assert_eq!(tasks(), 0, "it slept on until something was due");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_expired_is_as_if_it_had_never_been() {
+        let store = MemoryStore::new(usize::MAX);
         let record = record();
         store.insert(record.clone(), 0).await.unwrap();
+        store.change(record.id(), response(&[0; 1000])).await.unwrap();
+        // The task has no turn before the insertion.
+        let inner = &store.inner;
+        inner.jobs.get_mut(&record.id()).unwrap().expires = Some(Instant::now());
+        store.insert(record.clone(), 0).await.unwrap();
+        assert_eq!(store.bytes(), JOB_BYTES);
+        // What is left in the queue of the first does nothing to the second.
+        tokio::time::sleep(TTL * 2).await;
+        assert_eq!(store.read(record.id()).await.unwrap().unwrap().status(), Status::Running);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_set_back_makes_nothing_expire_early() {
+        let store = MemoryStore::new(usize::MAX);
+        let hour = Duration::from_secs(3600);
+        let record = Record::running(JobId::random().unwrap(), SystemTime::now() + hour, TTL);
+        store.insert(record.clone(), 0).await.unwrap();
         store.change(record.id(), Change::Cancel).await.unwrap();
-        let weak = Arc::downgrade(&store.inner);
-        drop(store);
-        assert_eq!(weak.strong_count(), 0);
+        tokio::time::sleep(hour).await;
+        assert_eq!(store.jobs(), 1);
+        tokio::time::sleep(TTL + Duration::from_secs(1)).await;
+        assert_eq!(store.jobs(), 0);
+    }
+
+    #[tokio::test]
+    async fn sizes_without_end_are_refused_and_ttls_without_end_are_kept() {
+        let store = MemoryStore::new(usize::MAX);
+        let record = Record::running(JobId::random().unwrap(), SystemTime::now(), Duration::MAX);
+        for bytes in [usize::MAX, usize::MAX - JOB_BYTES + 1] {
+            let refused = store.insert(record.clone(), bytes).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::StoreFull);
+        }
+        store.insert(record.clone(), usize::MAX - JOB_BYTES).await.unwrap();
+        store.change(record.id(), response(b"x")).await.unwrap();
+        assert!(store.read(record.id()).await.unwrap().is_some());
+        assert!(store.bytes() < 1000);
+    }
+
+    #[test]
+    fn trap_9_3_what_is_due_is_swept_while_every_other_shard_is_locked() {
+        let store = MemoryStore::new(usize::MAX);
+        let runtime = paused_runtime();
+        let (due, later) = runtime.block_on(async {
+            let due = end_one(&store).await;
+            tokio::time::advance(TTL / 2).await;
+            let mut later = Vec::new();
+            for _ in 0..100_000 {
+                later.push(end_one(&store).await);
+            }
+            (due, later)
+        });
+        let jobs = &store.inner.jobs;
+        let keep_open = jobs.get(&due).unwrap();
+        let locked: Vec<_> =
+            later.iter().filter_map(|id| jobs.try_get_mut(id).try_unwrap()).collect();
+        drop(keep_open);
+        assert_eq!(locked.len(), SHARDS - 1);
+        let (done, swept) = std::sync::mpsc::channel();
+        // A sweep that looked at any other job would never come back.
+        std::thread::spawn(move || {
+            runtime.block_on(async { tokio::time::sleep(TTL / 2 + Duration::from_secs(1)).await });
+            done.send(())
+        });
+        swept.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(jobs.get(&due).is_none());
+        drop(locked);
+        assert_eq!(store.jobs(), 100_000);
     }
 }
