@@ -9,10 +9,14 @@
 //! Knows nothing of the rest of the crate. Time is `tokio::time::Instant`: paused clocks work.
 //!
 //! **The scan's life.** The task is spawned by the first deadline on whatever runtime that one runs
-//! on. When the task is dropped with its runtime, a guard marks the scan as dead and wakes all who
-//! wait; the next poll of any of them, or the next request, starts another. A scan whose runtime
-//! stands still (a current-thread runtime that nobody drives) is replaced when it is seen to be
-//! [`OVERDUE`].
+//! on, and ends when no deadline is left. When it is dropped with its runtime, a guard marks the scan
+//! as dead and wakes all who wait; the next poll of any of them, or the next request, starts another.
+//! A scan whose runtime stands still (a current-thread runtime that nobody drives) is replaced by the
+//! next request after it is [`OVERDUE`].
+//!
+//! **The locks.** A shard's may be held while the scan's is taken, never the other way round. Under
+//! neither is a task spawned, or a waker woken or dropped: each may run code that comes back here (a
+//! runtime that shuts down drops the scan within the call that spawns it).
 
 use std::{
     cell::Cell,
@@ -41,7 +45,6 @@ pub(crate) struct Deadlines {
 struct Shared {
     /// One for each of the first threads, so that threads do not contend for a lock.
     shards: Box<[Mutex<Shard>]>,
-    /// The scan that is alive, by its number, and the number for the next one.
     scan: Mutex<Scan>,
     notify: Notify,
 }
@@ -62,9 +65,14 @@ struct Slot {
 
 #[derive(Debug, Default)]
 struct Scan {
+    /// The number of the scan that is alive.
     alive: Option<u64>,
+    /// How many there ever were.
     started: u64,
-    closed: bool,
+    /// When it looks next, or earlier.
+    next: Option<Instant>,
+    /// It was told to look since it last began to.
+    told: bool,
 }
 
 /// A slot in [`Deadlines`], to be given back with [`Deadlines::release`].
@@ -90,14 +98,15 @@ impl Deadlines {
     /// Wakes `waker` once `budget` has passed.
     pub(crate) fn arm(&self, budget: Duration, waker: &Waker) -> Deadline {
         let now = Instant::now();
+        let deadline = after(now, budget);
+        let waker = waker.clone();
         let shard_index = thread_index() & (self.shared.shards.len() - 1);
         let mut shard = lock(&self.shared.shards[shard_index]);
-        let deadline = after(now, budget);
-        let slot = shard.slots.insert(Slot { deadline, waker: waker.clone(), passed: false });
+        let slot = shard.slots.insert(Slot { deadline, waker, passed: false });
         let looked_at = shard.next.is_some_and(|next| next <= deadline && now < next + OVERDUE);
-        if !looked_at {
-            self.look_at(&mut shard, deadline, now);
-        }
+        let fresh = if looked_at { None } else { self.look_at(&mut shard, deadline, now) };
+        drop(shard);
+        fresh.into_iter().for_each(Fresh::spawn);
         Deadline { shard: shard_index as u32, slot: slot as u32 }
     }
 
@@ -108,14 +117,19 @@ impl Deadlines {
         if slot.passed {
             return true;
         }
+        let mut replaced = None;
         if !slot.waker.will_wake(waker) {
-            slot.waker.clone_from(waker);
+            replaced = Some(std::mem::replace(&mut slot.waker, waker.clone()));
         }
-        if shard.next.is_none() {
+        let deadline = slot.deadline;
+        let fresh = match shard.next {
+            Some(_) => None,
             // The scan died with its runtime, and has woken us to start another.
-            let deadline = shard.slots[deadline.slot as usize].deadline;
-            self.look_at(&mut shard, deadline, Instant::now());
-        }
+            None => self.look_at(&mut shard, deadline, Instant::now()),
+        };
+        drop(shard);
+        drop(replaced);
+        fresh.into_iter().for_each(Fresh::spawn);
         false
     }
 
@@ -130,33 +144,52 @@ impl Deadlines {
         drop(slot);
     }
 
-    /// Makes the scan look at this shard at `deadline`: tells it, or starts one where none lives.
-    fn look_at(&self, shard: &mut Shard, deadline: Instant, now: Instant) {
-        let overdue = shard.next.is_some_and(|next| now >= next + OVERDUE);
+    /// Makes the scan look at this shard at `deadline`: tells it or, where none lives, gives one
+    /// that is to be spawned once the shard's lock is given up.
+    fn look_at(&self, shard: &mut Shard, deadline: Instant, now: Instant) -> Option<Fresh> {
         let mut scan = lock(&self.shared.scan);
-        if scan.alive.is_some() && !overdue {
-            self.shared.notify.notify_one();
-        } else {
+        let overdue = scan.next.is_some_and(|next| now >= next + OVERDUE);
+        let mut fresh = None;
+        if scan.alive.is_none() || overdue {
             // Without a runtime nobody can be told of the time, nor could a job be spawned: such a
             // request stays attached.
-            let Ok(runtime) = Handle::try_current() else {
-                return;
-            };
+            let runtime = Handle::try_current().ok()?;
             scan.started += 1;
             scan.alive = Some(scan.started);
+            scan.next = None;
             let alive = Alive { shared: Arc::clone(&self.shared), number: scan.started };
-            runtime.spawn(run(alive));
-            // An older scan that stood still looks at its number when it is woken, and ends.
-            self.shared.notify.notify_one();
+            fresh = Some(Fresh { alive, runtime });
         }
-        shard.next =
-            Some(shard.next.filter(|_| !overdue).map_or(deadline, |next| next.min(deadline)));
+        scan.told = true;
+        scan.next = earlier(scan.next, deadline);
+        shard.next = earlier(shard.next.filter(|next| now < *next + OVERDUE), deadline);
+        drop(scan);
+        // A scan that stood still, and was replaced, looks at its number when it wakes, and ends.
+        self.shared.notify.notify_one();
+        fresh
     }
+}
+
+/// A scan that is to be spawned.
+struct Fresh {
+    alive: Alive,
+    runtime: Handle,
+}
+
+impl Fresh {
+    fn spawn(self) {
+        self.runtime.spawn(run(self.alive));
+    }
+}
+
+/// The earlier of the two.
+fn earlier(known: Option<Instant>, other: Instant) -> Option<Instant> {
+    Some(known.map_or(other, |known| known.min(other)))
 }
 
 impl Drop for Deadlines {
     fn drop(&mut self) {
-        lock(&self.shared.scan).closed = true;
+        lock(&self.shared.scan).alive = None;
         self.shared.notify.notify_one();
     }
 }
@@ -165,27 +198,44 @@ impl Drop for Deadlines {
 async fn run(alive: Alive) {
     let Alive { shared, number } = &alive;
     let mut due = Vec::new();
-    loop {
-        if !shared.is_alive(*number) {
-            // The notice that woke us was perhaps for the scan that took our place.
-            shared.notify.notify_one();
-            return;
-        }
+    while shared.begins(*number) {
         let next = shared.take_due(Instant::now(), &mut due);
         due.drain(..).for_each(Waker::wake);
         let told = shared.notify.notified();
         match next {
-            None => told.await,
+            _ if shared.ends(*number, next) => return,
             // Either way it is time to look again.
             Some(next) => drop(tokio::time::timeout_at(next, told).await),
+            None => {}
         }
     }
+    // The notice that woke us was perhaps for the scan that took our place.
+    shared.notify.notify_one();
 }
 
 impl Shared {
-    fn is_alive(&self, number: u64) -> bool {
-        let scan = lock(&self.scan);
-        scan.alive == Some(number) && !scan.closed
+    /// Whether this scan is the one that is alive, and is to look.
+    fn begins(&self, number: u64) -> bool {
+        let mut scan = lock(&self.scan);
+        let alive = scan.alive == Some(number);
+        if alive {
+            scan.told = false;
+        }
+        alive
+    }
+
+    /// Notes when this scan looks next. It ends with nothing left to look at; not if it was told of
+    /// something since it began.
+    fn ends(&self, number: u64, next: Option<Instant>) -> bool {
+        let mut scan = lock(&self.scan);
+        if scan.alive != Some(number) || scan.told {
+            return false;
+        }
+        scan.next = next;
+        if next.is_none() {
+            scan.alive = None;
+        }
+        next.is_none()
     }
 
     /// Collects the wakers of those whose deadline has passed; gives the earliest that has not.
@@ -199,7 +249,7 @@ impl Shared {
                     slot.passed = true;
                     due.push(slot.waker.clone());
                 } else {
-                    next = Some(next.map_or(slot.deadline, |next| next.min(slot.deadline)));
+                    next = earlier(next, slot.deadline);
                 }
             }
             shard.next = next;
@@ -223,6 +273,7 @@ impl Drop for Alive {
             return;
         }
         scan.alive = None;
+        scan.next = None;
         drop(scan);
         for shard in &self.shared.shards {
             let mut shard = lock(shard);
@@ -261,11 +312,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, task::Poll};
+    use std::{
+        future::poll_fn,
+        sync::Weak,
+        task::{Poll, Wake},
+    };
 
     use super::*;
 
     const BUDGET: Duration = Duration::from_millis(250);
+
+    fn paused_runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap()
+    }
 
     /// Waits for a deadline as the layer does.
     async fn passes(deadlines: &Deadlines, budget: Duration) {
@@ -332,16 +395,9 @@ mod tests {
     #[test]
     fn a_second_runtime_goes_on_when_the_first_is_gone() {
         let deadlines = Arc::new(Deadlines::new());
-        let runtime = || {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_time()
-                .start_paused(true)
-                .build()
-                .unwrap()
-        };
-        let first = runtime();
+        let first = paused_runtime();
         first.block_on(passes(&deadlines, BUDGET));
-        let second = runtime();
+        let second = paused_runtime();
         // Armed while the first runtime's scan is still alive; then that one goes.
         let other = Arc::clone(&deadlines);
         let wait = second.spawn(async move { passes(&other, BUDGET).await });
@@ -352,30 +408,77 @@ mod tests {
 
     #[test]
     fn a_scan_that_stands_still_is_replaced() {
-        let deadlines = Deadlines::new();
-        let runtime = || {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_time()
-                .start_paused(true)
-                .build()
-                .unwrap()
-        };
-        let (first, second) = (runtime(), runtime());
+        let deadlines = Arc::new(Deadlines::new());
+        let (first, second) = (paused_runtime(), paused_runtime());
         first.block_on(async {
-            let deadline =
-                poll_fn(|cx| Poll::Ready(deadlines.arm(Duration::from_millis(1), cx.waker())))
-                    .await;
+            let deadline = poll_fn(|cx| Poll::Ready(deadlines.arm(BUDGET, cx.waker()))).await;
+            tokio::task::yield_now().await;
             deadlines.release(deadline);
         });
-        second.block_on(async {
-            // Nobody drives the first runtime any more, and its scan is overdue.
-            tokio::time::advance(OVERDUE * 2).await;
-            tokio::time::timeout(
-                Duration::from_secs(10),
-                passes(&deadlines, Duration::from_millis(20)),
-            )
-            .await
-            .expect("the second runtime's own scan");
+        // Nobody drives the first runtime any more. Another thread has another shard, so it knows
+        // from the scan alone that it is overdue.
+        let other = Arc::clone(&deadlines);
+        let late = std::thread::spawn(move || {
+            second.block_on(async {
+                tokio::time::advance(BUDGET + OVERDUE * 2).await;
+                let passes = passes(&other, BUDGET);
+                tokio::time::timeout(Duration::from_secs(10), passes).await.is_err()
+            })
         });
+        assert!(!late.join().unwrap(), "the second runtime has no scan");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_scan_ends_with_nothing_left_and_another_begins() {
+        let deadlines = Deadlines::new();
+        for scans in 1..=3 {
+            passes(&deadlines, BUDGET).await;
+            // Released before the scan looked again.
+            tokio::time::sleep(BUDGET).await;
+            let scan = lock(&deadlines.shared.scan);
+            assert_eq!((scan.alive, scan.started, scan.next), (None, scans, None));
+        }
+    }
+
+    #[test]
+    fn a_runtime_that_shuts_down_drops_the_scan_at_once() {
+        let deadlines = Deadlines::new();
+        let runtime = paused_runtime();
+        let handle = runtime.handle().clone();
+        drop(runtime);
+        let _entered = handle.enter();
+        let deadline = deadlines.arm(BUDGET, Waker::noop());
+        assert!(!deadlines.poll(&deadline, Waker::noop()));
+        deadlines.release(deadline);
+        assert_eq!(lock(&deadlines.shared.scan).alive, None);
+    }
+
+    /// A waker that owns a request of its own, as a hand-made executor's may, and gives its deadline
+    /// back when it goes.
+    struct Owner(Weak<Deadlines>, Mutex<Option<Deadline>>);
+
+    impl Wake for Owner {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            if let Some((deadlines, deadline)) = self.0.upgrade().zip(lock(&self.1).take()) {
+                deadlines.release(deadline);
+            }
+        }
+    }
+
+    #[test]
+    fn a_waker_may_come_back_when_it_is_dropped() {
+        let deadlines = Arc::new(Deadlines::new());
+        let owner = || {
+            let own = deadlines.arm(BUDGET, Waker::noop());
+            Waker::from(Arc::new(Owner(Arc::downgrade(&deadlines), Mutex::new(Some(own)))))
+        };
+        let deadline = deadlines.arm(BUDGET, &owner());
+        assert!(!deadlines.poll(&deadline, &owner()));
+        deadlines.release(deadline);
+        assert!(deadlines.shared.shards.iter().all(|shard| lock(shard).slots.is_empty()));
     }
 }
