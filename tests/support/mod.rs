@@ -1,6 +1,8 @@
 //! What the tests share: a server on a free port of loopback that stops with its test, and a client.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod gated;
+
 use std::{net::SocketAddr, time::Duration};
 
 use axum::Router;
