@@ -79,8 +79,6 @@ struct Uploading {
     slot: Option<Slot>,
     /// Whether the wire is still read into the buffer.
     drain: bool,
-    /// Whether the body outlasted the budget.
-    late: bool,
 }
 
 /// What one look at a stage comes to.
@@ -250,7 +248,7 @@ impl Watch {
             Stage::Uploading(uploading) => {
                 let standing = match &self.upload {
                     Some(upload) => upload.poll_over(cx, &mut uploading.drain),
-                    None => Standing::Over,
+                    None => Standing::Over { late: false },
                 };
                 self.uploaded(standing, cx)
             }
@@ -267,16 +265,13 @@ impl Watch {
             return Step::Wait;
         };
         match (standing, self.plan.start) {
-            (Standing::Open, _) => {
-                uploading.late = true;
-                Step::Wait
-            }
+            (Standing::Open, _) => Step::Wait,
             (Standing::Broken, _) => Step::Next(Stage::Attached),
-            // The handler could not begin before it had its body: it has one more budget from here.
-            (Standing::Over, Start::Budget(budget)) if uploading.late => {
+            // The handler could not go on before it had its body: it has one more budget from here.
+            (Standing::Over { late: true }, Start::Budget(budget)) => {
                 Step::Next(self.arm(budget, cx))
             }
-            (Standing::Over, _) => {
+            (Standing::Over { .. }, _) => {
                 match uploading.slot.take().map_or_else(|| Slots::take(&self.shared.state), Ok) {
                     Ok(slot) => Step::Next(self.register(slot, cx)),
                     Err(refusal) => self.refused(refusal),
@@ -310,7 +305,7 @@ impl Watch {
 
 impl Stage {
     fn uploading(slot: Option<Slot>) -> Self {
-        Self::Uploading(Uploading { slot, drain: true, late: false })
+        Self::Uploading(Uploading { slot, drain: true })
     }
 }
 
