@@ -34,10 +34,17 @@ impl Drop for Server {
 impl Server {
     /// Serves `app` by `axum::serve`.
     pub async fn axum(app: Router) -> Self {
+        Self::by(async move |listener| axum::serve(listener, app).await.unwrap()).await
+    }
+
+    /// Serves by what `serve` makes of a listener.
+    pub async fn by<Fut>(serve: impl FnOnce(TcpListener) -> Fut) -> Self
+    where
+        Fut: Future<Output = ()> + Send + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { addr, task }
+        Self { addr, task: tokio::spawn(serve(listener)) }
     }
 
     /// Serves whatever `connection` makes of each connection.
