@@ -12,6 +12,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::JobId;
+use crate::error::Error;
 
 thread_local! {
     static CURRENT: Cell<Option<Frame>> = const { Cell::new(None) };
@@ -26,45 +27,73 @@ struct Frame {
 
 /// What a job and its handler share, made when the handler first asks for it.
 #[derive(Debug, Default)]
-pub(crate) struct JobState {
+struct JobState {
     id: OnceLock<JobId>,
     canceled: CancellationToken,
 }
 
-impl JobState {
-    pub(crate) fn id(&self) -> Option<JobId> {
-        self.id.get().copied()
+/// What the handler has asked for of its job: nothing, as a rule. Dropped, it tells the handler's
+/// helpers that nobody wants the work any more.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    state: Option<Arc<JobState>>,
+}
+
+impl Asked {
+    /// The id that the handler knows its job by, or may yet come to know; a new one where it has not
+    /// asked.
+    ///
+    /// # Errors
+    /// If the operating system has no random numbers to give.
+    pub(crate) fn id(&self) -> Result<JobId, Error> {
+        let Some(state) = &self.state else {
+            return JobId::random();
+        };
+        if let Some(id) = state.id.get() {
+            return Ok(*id);
+        }
+        let id = JobId::random()?;
+        // A helper of the handler may have been faster.
+        Ok(*state.id.get_or_init(|| id))
     }
 
-    /// Tells the handler's helpers that nobody wants the work any more.
-    pub(crate) fn cancel(&self) {
-        self.canceled.cancel();
+    /// The handler has ended by itself: there is nothing to cancel.
+    pub(crate) fn finished(&mut self) {
+        self.state = None;
     }
 }
 
-/// Runs `f`, a poll or a call of the inner service, as the job of this desk. `state` is what the
-/// handler has asked for so far; `id` is the job's, once it has been detached.
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(state) = &self.state {
+            state.canceled.cancel();
+        }
+    }
+}
+
+/// Runs `f`, a poll or a call of the inner service, as the job of this desk. `id` is the job's, from
+/// where it is registered on.
 pub(crate) fn within<R>(
     desk: usize,
     id: Option<JobId>,
-    state: &mut Option<Arc<JobState>>,
+    asked: &mut Asked,
     f: impl FnOnce() -> R,
 ) -> R {
-    let outer = CURRENT.replace(Some(Frame { desk, id, state: state.take() }));
+    let outer = CURRENT.replace(Some(Frame { desk, id, state: asked.state.take() }));
     // Also when `f` panics: the next request on this thread must not see this one's job.
-    let _restore = Restore { outer, state };
+    let _restore = Restore { outer, asked };
     f()
 }
 
 struct Restore<'a> {
     outer: Option<Frame>,
-    state: &'a mut Option<Arc<JobState>>,
+    asked: &'a mut Asked,
 }
 
 impl Drop for Restore<'_> {
     fn drop(&mut self) {
         let frame = CURRENT.replace(self.outer.take());
-        *self.state = frame.and_then(|frame| frame.state);
+        self.asked.state = frame.and_then(|frame| frame.state);
     }
 }
 
@@ -101,7 +130,8 @@ impl Job {
     /// task that the handler has spawned, and where the request is not watched (its policy is
     /// `never`, say). Clone the `Job` into tasks and threads that need it.
     pub fn current() -> Option<Self> {
-        let mut frame = CURRENT.take()?;
+        // Not there any more where a destructor of this thread's end asks.
+        let mut frame = CURRENT.try_with(Cell::take).ok()??;
         let id = frame.id;
         let state = frame.state.get_or_insert_with(|| {
             let state = JobState::default();
@@ -130,8 +160,8 @@ impl Job {
     /// A token that is canceled when nobody wants the work any more: the job was canceled, ran out
     /// of time or was cut off by shutdown, or the client left before the request became a job.
     ///
-    /// The handler's own future is dropped by then; the token is for what it started elsewhere,
-    /// such as a loop in `spawn_blocking`, which can only stop by looking.
+    /// The handler's own future is dropped right after that; the token is for what it started
+    /// elsewhere, such as a loop in `spawn_blocking`, which can only stop by looking.
     pub fn cancellation(&self) -> CancellationToken {
         self.state.canceled.clone()
     }
@@ -178,38 +208,56 @@ mod tests {
     #[test]
     fn frames_nest_and_are_restored_by_a_panic() {
         assert!(Job::current().is_none());
-        let (mut outer, mut inner) = (None, None);
+        let (mut outer, mut inner) = (Asked::default(), Asked::default());
         within(1, None, &mut outer, || {
             let job = Job::current().unwrap();
             within(2, None, &mut inner, || {
                 assert!(watched_by(2) && !watched_by(1));
                 assert_ne!(Job::current().unwrap().id(), job.id());
             });
-            let panic =
-                std::panic::catch_unwind(|| within(3, None, &mut None, || panic!("handler")));
+            let panic = std::panic::catch_unwind(|| {
+                within(3, None, &mut Asked::default(), || panic!("handler"))
+            });
             assert!(panic.is_err());
             assert!(watched_by(1));
             assert_eq!(Job::current().unwrap().id(), job.id());
         });
         assert!(!watched_by(1));
-        assert!(outer.is_some() && inner.is_some());
+        assert!(outer.state.is_some() && inner.state.is_some());
     }
 
     #[test]
     fn costs_nothing_unless_asked_for() {
-        let mut state = None;
-        within(1, None, &mut state, || ());
-        assert!(state.is_none());
+        let mut asked = Asked::default();
+        within(1, None, &mut asked, || ());
+        assert!(asked.state.is_none());
     }
 
     #[test]
     fn keeps_its_id_through_the_detach() {
-        let mut state = None;
-        let before = within(1, None, &mut state, || Job::current().unwrap().id());
-        assert_eq!(state.as_ref().unwrap().id(), Some(before));
-        let after = within(1, Some(before), &mut state, || Job::current().unwrap().id());
-        assert_eq!(before, after);
-        let late = within(1, Some(before), &mut None, || Job::current().unwrap().id());
-        assert_eq!(before, late);
+        let mut asked = Asked::default();
+        let job = within(1, None, &mut asked, || Job::current().unwrap());
+        // The handler has asked for its job, and looks at the id later only.
+        let registered = asked.id().unwrap();
+        assert_eq!(job.id(), registered);
+        let after = within(1, Some(registered), &mut asked, || Job::current().unwrap().id());
+        assert_eq!(after, registered);
+        let late =
+            within(1, Some(registered), &mut Asked::default(), || Job::current().unwrap().id());
+        assert_eq!(late, registered);
+    }
+
+    #[test]
+    fn is_canceled_unless_the_handler_has_finished() {
+        for finished in [false, true] {
+            let mut asked = Asked::default();
+            let token = within(1, None, &mut asked, || Job::current().unwrap().cancellation());
+            if finished {
+                asked.finished();
+            }
+            assert!(!token.is_cancelled());
+            drop(asked);
+            assert_eq!(token.is_cancelled(), !finished);
+        }
     }
 }

@@ -9,7 +9,7 @@ mod outcome;
 mod record;
 
 pub use current::Job;
-pub(crate) use current::{JobState, watched_by, within};
+pub(crate) use current::{Asked, watched_by, within};
 pub use id::JobId;
 pub use outcome::Outcome;
 pub(crate) use outcome::OutcomeWriter;

@@ -34,19 +34,20 @@ use crate::{
     body::ResponseBody,
     deadlines::Deadline,
     error::BoxError,
-    job::{JobState, within},
+    job::{Asked, JobId, within},
     policy::{Plan, Start},
-    run::{JobSpec, RETRY_AFTER, Refusal, Registered, Registering, Slot, Slots, Work},
+    run::{RETRY_AFTER, Refusal, Registered, Registering, Slot, Slots, Work},
     wire::{self, Problem},
 };
 
 /// The future of [`OffloadService`](super::OffloadService).
 #[derive(Debug)]
 pub struct ResponseFuture<F> {
+    /// `None` where the request is not watched. Dropped first, so that what the handler has started
+    /// elsewhere is told to stop before the handler's own drop may wait for it.
+    watch: Option<Watch>,
     /// `None` once it is ready or was moved.
     handler: Option<F>,
-    /// `None` where the request is not watched.
-    watch: Option<Watch>,
 }
 
 /// A request that is watched.
@@ -59,7 +60,7 @@ pub(super) struct Watch {
     pub(super) target: Option<PathAndQuery>,
     /// `None` where the body was over at the call.
     pub(super) upload: Option<Upload>,
-    pub(super) job: Option<Arc<JobState>>,
+    pub(super) asked: Asked,
     stage: Stage,
 }
 
@@ -91,7 +92,7 @@ enum Step {
 
 impl<F> ResponseFuture<F> {
     pub(super) fn new(handler: F, watch: Option<Watch>) -> Self {
-        Self { handler: Some(handler), watch }
+        Self { watch, handler: Some(handler) }
     }
 }
 
@@ -114,13 +115,13 @@ where
             return Poll::Ready(Ok(this.refuse(refusal)));
         }
         if !watch.is_unpolled() {
-            let identity = watch.shared.state.identity();
-            let polled = within(identity, None, &mut watch.job, || Pin::new(handler).poll(cx));
+            let (identity, id) = (watch.shared.state.identity(), watch.registering());
+            let polled = within(identity, id, &mut watch.asked, || Pin::new(handler).poll(cx));
             if let Poll::Ready(response) = polled {
-                // Also takes back a registration, and the job that a handler has asked for.
-                this.handler = None;
-                watch.job = None;
+                watch.asked.finished();
+                // Also takes back a registration.
                 this.watch = None;
+                this.handler = None;
                 return Poll::Ready(response);
             }
         }
@@ -153,7 +154,7 @@ where
         let limit = state.limits.max_run_time;
         let work = Work {
             future,
-            job: watch.job.take(),
+            asked: std::mem::take(&mut watch.asked),
             target: watch.target.take(),
             run_time: policy.run_time().map_or(limit, |own| own.min(limit)),
             name: policy.label().cloned(),
@@ -165,8 +166,8 @@ where
     }
 
     fn refuse(&mut self, refusal: Refusal) -> Response<ResB> {
-        self.handler = None;
         self.watch = None;
+        self.handler = None;
         made(refused(refusal))
     }
 }
@@ -196,7 +197,16 @@ impl Watch {
         plan: Plan,
         target: Option<PathAndQuery>,
     ) -> Self {
-        Self { shared, policy, plan, target, upload: None, job: None, stage: Stage::Started }
+        let asked = Asked::default();
+        Self { shared, policy, plan, target, upload: None, asked, stage: Stage::Started }
+    }
+
+    /// The id under which a job is being registered.
+    fn registering(&self) -> Option<JobId> {
+        match &self.stage {
+            Stage::Registering(registering) => Some(registering.id()),
+            _ => None,
+        }
     }
 
     /// Whether the handler is to be spawned without having been polled here.
@@ -214,10 +224,10 @@ impl Watch {
         match Slots::take(&self.shared.state) {
             Err(refusal) => return Some(refusal),
             Ok(slot) if self.upload.is_some() => self.enter(Stage::uploading(Some(slot))),
-            Ok(slot) => {
-                let stage = self.register(slot, cx);
-                self.enter(stage);
-            }
+            Ok(slot) => match self.register(slot, cx) {
+                Err(refusal) => return Some(refusal),
+                Ok(stage) => self.enter(stage),
+            },
         }
         None
     }
@@ -272,8 +282,10 @@ impl Watch {
                 Step::Next(self.arm(budget, cx))
             }
             (Standing::Over { .. }, _) => {
-                match uploading.slot.take().map_or_else(|| Slots::take(&self.shared.state), Ok) {
-                    Ok(slot) => Step::Next(self.register(slot, cx)),
+                let slot =
+                    uploading.slot.take().map_or_else(|| Slots::take(&self.shared.state), Ok);
+                match slot.and_then(|slot| self.register(slot, cx)) {
+                    Ok(stage) => Step::Next(stage),
                     Err(refusal) => self.refused(refusal),
                 }
             }
@@ -284,13 +296,11 @@ impl Watch {
         Stage::Armed(self.shared.state.deadlines.arm(budget, cx.waker()))
     }
 
-    fn register(&self, slot: Slot, cx: &mut Context<'_>) -> Stage {
+    fn register(&self, slot: Slot, cx: &mut Context<'_>) -> Result<Stage, Refusal> {
         let ttl = self.shared.policies.get(self.policy).kept_for();
-        let spec = JobSpec {
-            id: self.job.as_ref().and_then(|job| job.id()),
-            ttl: ttl.unwrap_or(self.shared.state.limits.ttl),
-        };
-        Stage::Registering(Registering::start(slot, spec, cx))
+        let ttl = ttl.unwrap_or(self.shared.state.limits.ttl);
+        let id = self.asked.id().map_err(Refusal::Store)?;
+        Ok(Stage::Registering(Registering::start(slot, id, ttl, cx)?))
     }
 
     /// There is no room for a job, or the store fails: what has begun stays as it is.
@@ -313,8 +323,5 @@ impl Drop for Watch {
     /// The request has its answer, or its client has left.
     fn drop(&mut self) {
         self.enter(Stage::Attached);
-        if let Some(job) = self.job.take() {
-            job.cancel();
-        }
     }
 }

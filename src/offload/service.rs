@@ -86,7 +86,7 @@ where
         };
         let identity = self.shared.state.identity();
         let inner = &mut self.inner;
-        let handler = within(identity, None, &mut watch.job, || inner.call(request));
+        let handler = within(identity, None, &mut watch.asked, || inner.call(request));
         ResponseFuture::new(handler, Some(watch))
     }
 }

@@ -2,8 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::task::JoinSet;
+
 use super::State;
 use crate::{
+    error::Error,
     job::{Change, End, Failure, JobId},
     store::Changed,
 };
@@ -30,26 +33,33 @@ impl Drained {
 /// Begins no new jobs, and waits until none runs, at most for `deadline`. It does not wait past it
 /// for a future that cannot be dropped because it blocks its thread.
 pub(crate) async fn drain(state: &Arc<State>, deadline: Duration) -> Drained {
-    state.slots.close();
-    let jobs = state.slots.jobs().len();
-    if tokio::time::timeout(deadline, state.slots.idle()).await.is_ok() {
-        return Drained { finished: jobs, interrupted: 0 };
+    let ended_before = state.slots.close();
+    let mut cut_off = JoinSet::new();
+    if tokio::time::timeout(deadline, state.slots.idle()).await.is_err() {
+        for id in state.slots.cut_off() {
+            // All at once: a store that is slow is waited for once, not once a job.
+            let change = Change::Finish(End::Failure(Failure::Interrupted));
+            let change = state.store.change(id, change);
+            cut_off.spawn(async move { interrupted(id, change.await) });
+        }
     }
-    let mut interrupted = 0;
-    for id in state.slots.jobs() {
-        interrupted += usize::from(interrupt(state, id).await);
-    }
-    Drained { finished: jobs.saturating_sub(interrupted), interrupted }
+    let jobs = (state.slots.promised() - ended_before) as usize;
+    let ends = cut_off.join_all().await;
+    let count = |wanted| ends.iter().filter(|end| **end == wanted).count();
+    let unknown = count(None);
+    let interrupted = count(Some(true));
+    Drained { finished: jobs - interrupted - unknown, interrupted }
 }
 
-/// Ends a job as interrupted. Its task learns of it from the store, and drops the handler's future.
-async fn interrupt(state: &State, id: JobId) -> bool {
+/// Whether a job was ended as interrupted; `None` where the store does not say. Its task learns of
+/// it from the store, and drops the handler's future.
+fn interrupted(id: JobId, changed: Result<Changed, Error>) -> Option<bool> {
     // The store's own time-out bounds this; the deadline is over, so nothing is tried twice.
-    match state.store.change(id, Change::Finish(End::Failure(Failure::Interrupted))).await {
-        Ok(changed) => matches!(changed, Changed::Applied(_)),
+    match changed {
+        Ok(changed) => Some(matches!(changed, Changed::Applied(_))),
         Err(error) => {
             tracing::error!(job = %id, error = &error as &dyn std::error::Error, "cannot store that a job was interrupted");
-            false
+            None
         }
     }
 }

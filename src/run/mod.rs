@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 pub use drain::Drained;
 pub(crate) use drain::drain;
 pub(crate) use limits::{Limits, MAX_STORED_BYTES, RETRY_AFTER};
-pub(crate) use register::{JobSpec, Refusal, Registered, Registering};
+pub(crate) use register::{Refusal, Registered, Registering};
 pub(crate) use slots::{BodyBytes, Slot, Slots};
 pub(crate) use task::Work;
 

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::{Duration, SystemTime},
 };
 
@@ -16,14 +16,6 @@ use crate::{
     error::{Error, ErrorKind},
     job::{JobId, Record},
 };
-
-/// What a job is registered with.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct JobSpec {
-    /// The id that the handler was told already, if it has asked.
-    pub(crate) id: Option<JobId>,
-    pub(crate) ttl: Duration,
-}
 
 /// Why there is no job.
 #[derive(Debug)]
@@ -50,11 +42,18 @@ impl Registered {
         &self.record
     }
 
-    /// The job is promised: from now on it is run, whatever becomes of the request.
-    pub(super) fn promise(mut self) -> Option<(Slot, Handle)> {
-        let mut slot = self.slot.take()?;
-        slot.occupy(self.record.id());
-        Some((slot, self.runtime.clone()))
+    /// The job is going to be promised: from now on a drain waits for it. At a drain's deadline it is
+    /// too late for that.
+    fn promise(mut self) -> Result<Self, Refusal> {
+        if let Some(slot) = &mut self.slot {
+            slot.occupy(self.record.id())?;
+        }
+        Ok(self)
+    }
+
+    /// What runs the job, whatever becomes of the request.
+    pub(super) fn into_parts(mut self) -> Option<(Slot, Handle)> {
+        Some((self.slot.take()?, self.runtime.clone()))
     }
 }
 
@@ -62,18 +61,27 @@ impl Drop for Registered {
     fn drop(&mut self) {
         let Some(slot) = self.slot.take() else { return };
         let id = self.record.id();
+        // The request may be dropped on a plain thread, and a store may need its runtime.
+        let _entered = self.runtime.enter();
+        let mut answer = slot.state.store.take_back(id);
         // The store in memory is done at the first poll, and no task is needed.
-        let mut first = slot.state.store.take_back(id);
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        if let Poll::Ready(Ok(())) = Pin::new(&mut first).poll(&mut cx) {
-            return;
-        }
-        // Repeated until it holds. The request may be dropped on a plain thread, hence the handle.
+        let mut cx = Context::from_waker(Waker::noop());
+        let failed = match Pin::new(&mut answer).poll(&mut cx) {
+            Poll::Ready(Ok(())) => return,
+            Poll::Ready(Err(error)) => Some(error),
+            Poll::Pending => None,
+        };
         self.runtime.spawn(async move {
+            let mut outcome = match failed {
+                Some(error) => Err(error),
+                None => answer.await,
+            };
+            // Repeated until it holds.
             let mut backoff = Backoff::new();
-            while let Err(error) = slot.state.store.take_back(id).await {
+            while let Err(error) = outcome {
                 tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot take back a job, trying again");
                 backoff.wait().await;
+                outcome = slot.state.store.take_back(id).await;
             }
         });
     }
@@ -81,30 +89,43 @@ impl Drop for Registered {
 
 /// A registration under way. It is carried to its end even if this is dropped, and then taken back.
 #[derive(Debug)]
-pub(crate) enum Registering {
+pub(crate) struct Registering {
+    id: JobId,
+    work: Insertion,
+}
+
+#[derive(Debug)]
+enum Insertion {
     Done(Option<Result<Registered, Refusal>>),
     UnderWay(JoinHandle<Result<Registered, Refusal>>),
 }
 
 impl Registering {
     /// Registers a job that takes this place.
-    pub(crate) fn start(slot: Slot, spec: JobSpec, cx: &mut Context<'_>) -> Self {
-        let Ok(runtime) = Handle::try_current() else {
+    pub(crate) fn start(
+        slot: Slot,
+        id: JobId,
+        ttl: Duration,
+        cx: &mut Context<'_>,
+    ) -> Result<Self, Refusal> {
+        let runtime = Handle::try_current().map_err(|none| {
             let error = Error::new(ErrorKind::StoreUnavailable, "not on a tokio runtime");
-            return Self::Done(Some(Err(Refusal::Store(error))));
-        };
-        let id = match spec.id.map_or_else(JobId::random, Ok) {
-            Ok(id) => id,
-            Err(error) => return Self::Done(Some(Err(Refusal::Store(error)))),
-        };
-        let record = Record::running(id, SystemTime::now(), spec.ttl);
+            Refusal::Store(error.with_source(none))
+        })?;
+        let record = Record::running(id, SystemTime::now(), ttl);
         let mut work = Box::pin(insert(slot, record, runtime.clone()));
         // The store in memory is done at the first poll; others go on in a task of their own,
         // which dropping its handle does not stop (tokio, `JoinHandle`).
-        match work.as_mut().poll(cx) {
-            Poll::Ready(result) => Self::Done(Some(result)),
-            Poll::Pending => Self::UnderWay(runtime.spawn(work)),
-        }
+        let work = match work.as_mut().poll(cx) {
+            Poll::Ready(result) => Insertion::Done(Some(result)),
+            Poll::Pending => Insertion::UnderWay(runtime.spawn(work)),
+        };
+        Ok(Self { id, work })
+    }
+
+    /// The id that the job will have.
+    pub(crate) fn id(&self) -> JobId {
+        self.id
     }
 }
 
@@ -127,16 +148,18 @@ impl Future for Registering {
     type Output = Result<Registered, Refusal>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut *self {
+        let inserted = match &mut self.work {
             #[expect(clippy::expect_used, reason = "as every future")]
-            Self::Done(result) => Poll::Ready(result.take().expect("polled after it was ready")),
-            Self::UnderWay(task) => Pin::new(task).poll(cx).map(|joined| {
+            Insertion::Done(result) => result.take().expect("polled after it was ready"),
+            Insertion::UnderWay(task) => match Pin::new(task).poll(cx) {
+                Poll::Pending => return Poll::Pending,
                 // The task is only ever lost with its runtime.
-                joined.unwrap_or_else(|lost| {
+                Poll::Ready(joined) => joined.unwrap_or_else(|lost| {
                     let error = Error::new(ErrorKind::StoreUnavailable, "registration was cut off");
                     Err(Refusal::Store(error.with_source(lost)))
-                })
-            }),
-        }
+                }),
+            },
+        };
+        Poll::Ready(inserted.and_then(Registered::promise))
     }
 }

@@ -27,7 +27,12 @@ struct Running {
     taken: usize,
     /// The jobs that were promised to somebody.
     jobs: HashSet<JobId>,
+    /// How many were ever promised.
+    promised: u64,
+    /// No more places are given.
     draining: bool,
+    /// No more jobs are promised either: a drain has reached its deadline.
+    over: bool,
 }
 
 impl Slots {
@@ -53,9 +58,11 @@ impl Slots {
         Ok(Slot { state: Arc::clone(state), job: None })
     }
 
-    /// Refuses new jobs from now on.
-    pub(super) fn close(&self) {
-        self.lock().draining = true;
+    /// Gives no more places from now on. Tells how many jobs have ended until now.
+    pub(super) fn close(&self) -> u64 {
+        let mut running = self.lock();
+        running.draining = true;
+        running.promised - running.jobs.len() as u64
     }
 
     /// Resolves when no place is taken any more.
@@ -69,9 +76,17 @@ impl Slots {
         }
     }
 
-    /// The jobs that run just now.
-    pub(super) fn jobs(&self) -> Vec<JobId> {
-        self.lock().jobs.iter().copied().collect()
+    /// How many jobs were ever promised.
+    pub(super) fn promised(&self) -> u64 {
+        self.lock().promised
+    }
+
+    /// The jobs that still run at a drain's deadline. Whoever has a place, but has promised nothing
+    /// yet, cannot any more: nobody would be there to interrupt such a job.
+    pub(super) fn cut_off(&self) -> Vec<JobId> {
+        let mut running = self.lock();
+        running.over = true;
+        running.jobs.iter().copied().collect()
     }
 }
 
@@ -84,9 +99,15 @@ pub(crate) struct Slot {
 
 impl Slot {
     /// The place is a promised job's from now on.
-    pub(super) fn occupy(&mut self, id: JobId) {
+    pub(super) fn occupy(&mut self, id: JobId) -> Result<(), Refusal> {
+        let mut running = self.state.slots.lock();
+        if running.over {
+            return Err(Refusal::Draining);
+        }
+        running.promised += 1;
+        running.jobs.insert(id);
         self.job = Some(id);
-        self.state.slots.lock().jobs.insert(id);
+        Ok(())
     }
 }
 

@@ -21,16 +21,16 @@ use tracing::{Instrument, Span};
 use super::{Backoff, Registered, State, collect::collect, slots::Slot};
 use crate::{
     error::BoxError,
-    job::{Change, End, Failure, JobId, JobState, within},
+    job::{Asked, Change, End, Failure, JobId, within},
     store::Changed,
 };
 
 /// What goes on when a request is taken off its connection.
 pub(crate) struct Work<F> {
+    /// What the handler has asked for of its job.
+    pub(crate) asked: Asked,
     /// The handler's future, as it is.
     pub(crate) future: F,
-    /// What the handler has asked for of its job.
-    pub(crate) job: Option<Arc<JobState>>,
     /// The original request's path, which the response's relative references are resolved against.
     pub(crate) target: Option<PathAndQuery>,
     pub(crate) run_time: Duration,
@@ -39,7 +39,7 @@ pub(crate) struct Work<F> {
 }
 
 impl<F> Work<F> {
-    /// Promises the job and runs it in a task, with the span that is current.
+    /// Runs the job in a task, with the span that is current.
     pub(crate) fn spawn<B, E>(self, registered: Registered)
     where
         F: Future<Output = Result<Response<B>, E>> + Send + 'static,
@@ -48,21 +48,25 @@ impl<F> Work<F> {
     {
         let id = registered.record().id();
         let version = registered.record().version();
-        if let Some((slot, runtime)) = registered.promise() {
-            runtime.spawn(run(self, id, version, slot).instrument(Span::current()));
+        if let Some((slot, runtime)) = registered.into_parts() {
+            // Made here, since the task may be dropped before it is polled: a runtime that shuts
+            // down begins no more tasks.
+            let unfinished = Unfinished { id, slot, finished: false };
+            runtime.spawn(run(self, version, unfinished).instrument(Span::current()));
         }
     }
 }
 
-async fn run<F, B, E>(work: Work<F>, id: JobId, version: u32, slot: Slot)
+/// `unfinished` comes last, so it is dropped last: the place is free when the handler's future is
+/// really gone.
+async fn run<F, B, E>(work: Work<F>, version: u32, mut unfinished: Unfinished)
 where
     F: Future<Output = Result<Response<B>, E>> + Send,
     B: Body<Data: Send, Error: Into<BoxError>> + Send,
     E: Into<BoxError>,
 {
-    let Work { future, mut job, target, run_time, name } = work;
-    // Declared first, so dropped last: the place is free when the handler's future is really gone.
-    let mut unfinished = Unfinished { id, slot, finished: false };
+    let Work { asked, future, target, run_time, name } = work;
+    let id = unfinished.id;
     let state = Arc::clone(&unfinished.slot.state);
     tracing::debug!(job = %id, policy = name.as_deref(), "detached");
     let end = {
@@ -70,10 +74,12 @@ where
         let mut outcome = pin!(outcome);
         let mut ended_elsewhere = pin!(ended_elsewhere(&state, id, version));
         let mut limit = pin!(tokio::time::sleep(run_time));
-        poll_fn(|cx| {
+        // Dropped before the handler's future, whose drop may wait for what it tells to stop.
+        let mut asked = asked;
+        let end = poll_fn(|cx| {
             // The handler first, so that an end that it has reached is never thrown away.
             let as_job =
-                || within(state.identity(), Some(id), &mut job, || outcome.as_mut().poll(cx));
+                || within(state.identity(), Some(id), &mut asked, || outcome.as_mut().poll(cx));
             match catch_unwind(AssertUnwindSafe(as_job)) {
                 Ok(Poll::Ready(end)) => return Poll::Ready(Some(end)),
                 Err(panic) => {
@@ -87,12 +93,13 @@ where
             }
             limit.as_mut().poll(cx).map(|()| Some(End::Failure(Failure::TimedOut)))
         })
-        .await
+        .await;
+        // It has answered, or failed as it can without a layer too: its helpers are its own affair.
+        if !matches!(end, None | Some(End::Failure(Failure::TimedOut | Failure::Panicked))) {
+            asked.finished();
+        }
+        end
     };
-    let by_itself = matches!(end, Some(End::Response(_) | End::Failure(Failure::TooLarge)));
-    if let Some(job) = job.filter(|_| !by_itself) {
-        job.cancel();
-    }
     if let Some(end) = end {
         finish(&state, id, end).await;
     }

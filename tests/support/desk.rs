@@ -1,0 +1,209 @@
+//! What the tests without a server share: answers of the status service, and a store that the test
+//! holds in its hand.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use tokio::sync::Semaphore;
+use tower::ServiceExt;
+use tower_offload::{
+    Change, Error, ErrorKind, JobId, MemoryStore, Offload, Outcome, Record, Store,
+    store::{Changed, StoreFuture},
+};
+
+/// What the status service answers to a `GET`.
+pub async fn get(offload: &Offload, path: &str) -> Response<Bytes> {
+    let request = Request::get(path).header("prefer", "wait=30").body(()).unwrap();
+    let (head, body) = offload.status().oneshot(request).await.unwrap().into_parts();
+    Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+}
+
+/// The status document of a job, when it has ended.
+pub async fn ended(offload: &Offload, job: &str) -> serde_json::Value {
+    loop {
+        let answer = get(offload, &format!("{job}/status")).await;
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        let document: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
+        if document["status"] != "running" {
+            return document;
+        }
+    }
+}
+
+/// The job that a 202 names.
+pub fn job<B>(answer: &Response<B>) -> String {
+    assert_eq!(answer.status(), 202);
+    answer.headers()["location"].to_str().unwrap().to_owned()
+}
+
+/// A store in memory that fails, or keeps its callers waiting, as the test says.
+#[derive(Clone)]
+pub struct Held {
+    pub jobs: MemoryStore,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    insert: Mutex<Insert>,
+    /// One permit for each insert that is let through.
+    inserts: Semaphore,
+    take_back_fails: AtomicUsize,
+    take_backs: AtomicUsize,
+}
+
+/// What becomes of an insert.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Insert {
+    Works,
+    /// Works once the test lets it.
+    Waits,
+    /// Works after so long.
+    Takes(Duration),
+    /// Nothing is stored, and nobody can know that.
+    Fails,
+    /// As `Fails`, once the test lets it.
+    WaitsAndFails,
+    /// The job is stored, and the answer lost.
+    IsLost,
+    /// There is no room.
+    IsFull,
+}
+
+impl Held {
+    pub fn new(insert: Insert) -> Self {
+        Self {
+            jobs: MemoryStore::new(1 << 30),
+            shared: Arc::new(Shared {
+                insert: Mutex::new(insert),
+                inserts: Semaphore::new(0),
+                take_back_fails: AtomicUsize::new(0),
+                take_backs: AtomicUsize::new(0),
+            }),
+        }
+    }
+
+    /// What becomes of inserts from now on.
+    pub fn inserts(&self, insert: Insert) {
+        *self.shared.insert.lock().unwrap() = insert;
+    }
+
+    /// Lets one insert through.
+    pub fn let_insert(&self) {
+        self.shared.inserts.add_permits(1);
+    }
+
+    /// So many take-backs fail from now on.
+    pub fn fail_take_backs(&self, times: usize) {
+        self.shared.take_back_fails.store(times, SeqCst);
+    }
+
+    /// How many take-backs there were.
+    pub fn take_backs(&self) -> usize {
+        self.shared.take_backs.load(SeqCst)
+    }
+
+    /// Resolves when no job is stored.
+    pub async fn emptied(&self) {
+        self.emptied_to(0).await;
+    }
+
+    /// Resolves when so many jobs are stored. It lets other tasks go on, and a paused clock too.
+    pub async fn emptied_to(&self, left: usize) {
+        while self.jobs.jobs() != left {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// Numbers without order, the same for the same seed.
+pub struct Shuffled(u64);
+
+impl Shuffled {
+    /// With a seed that differs in each run, and is told when the test fails.
+    pub fn new() -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        let seed = RandomState::new().hash_one(0) | 1;
+        println!("seed: {seed}");
+        Self(seed)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        // xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators").
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) % end
+    }
+
+    /// A time up to `most`, in microseconds.
+    pub fn time(&mut self, most: Duration) -> Duration {
+        Duration::from_micros(self.below(most.as_micros() as u64 + 1))
+    }
+}
+
+fn failure() -> Error {
+    Error::new(ErrorKind::StoreUnavailable, "the test says so")
+}
+
+impl Store for Held {
+    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<()> {
+        let (jobs, shared) = (self.jobs.clone(), Arc::clone(&self.shared));
+        let insert = *shared.insert.lock().unwrap();
+        StoreFuture::new(async move {
+            if matches!(insert, Insert::Waits | Insert::WaitsAndFails) {
+                shared.inserts.acquire().await.unwrap().forget();
+            }
+            if let Insert::Takes(time) = insert {
+                tokio::time::sleep(time).await;
+            }
+            match insert {
+                Insert::Works | Insert::Waits | Insert::Takes(_) => {
+                    jobs.insert(record, outcome_bytes).await
+                }
+                Insert::Fails | Insert::WaitsAndFails => Err(failure()),
+                Insert::IsLost => jobs.insert(record, outcome_bytes).await.and(Err(failure())),
+                Insert::IsFull => Err(Error::new(ErrorKind::StoreFull, "the test says so")),
+            }
+        })
+    }
+
+    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+        let (jobs, shared) = (self.jobs.clone(), Arc::clone(&self.shared));
+        StoreFuture::new(async move {
+            shared.take_backs.fetch_add(1, SeqCst);
+            // As over a network: never at the first poll, and not without a runtime.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let one_less = |fails: usize| fails.checked_sub(1);
+            match shared.take_back_fails.fetch_update(SeqCst, SeqCst, one_less) {
+                Ok(_) => Err(failure()),
+                Err(_) => jobs.take_back(id).await,
+            }
+        })
+    }
+
+    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
+        self.jobs.read(id)
+    }
+
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
+        self.jobs.fetch(id)
+    }
+
+    fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {
+        self.jobs.change(id, change)
+    }
+
+    fn changed(&self, id: JobId, seen: u32) -> StoreFuture<()> {
+        self.jobs.changed(id, seen)
+    }
+}
