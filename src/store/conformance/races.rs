@@ -1,0 +1,209 @@
+//! Point 1 of the contract: of changes that race, each is applied to what the one before left.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::Barrier,
+    task::{JoinHandle, yield_now},
+};
+
+use super::check::{Check, LONG, join, outcome};
+use crate::{
+    error::ErrorKind,
+    job::{Change, End, Failure, JobId, Outcome, Record},
+    store::{Changed, Store},
+};
+
+const ROUNDS: usize = 300;
+
+/// An end whose bytes tell it from others.
+fn end(status: u16, body: &str) -> Change {
+    Change::Finish(End::Response(outcome(status, body.as_bytes())))
+}
+
+/// Tasks that begin together, half of them with the handles swapped, and what came of them.
+async fn race<S, T, F>(
+    check: &Check<S>,
+    runners: Vec<T>,
+    run: impl Fn(Check<S>, T) -> F,
+) -> Vec<F::Output>
+where
+    S: Store,
+    T: Send,
+    F: Future<Output: Send> + Send + 'static,
+{
+    let start = Arc::new(Barrier::new(runners.len()));
+    let mut tasks: Vec<JoinHandle<F::Output>> = Vec::with_capacity(runners.len());
+    for (index, runner) in runners.into_iter().enumerate() {
+        let check = if index % 2 == 0 { check.clone() } else { check.swapped() };
+        let (running, start) = (run(check, runner), Arc::clone(&start));
+        tasks.push(tokio::spawn(async move {
+            start.wait().await;
+            running.await
+        }));
+    }
+    let mut ends = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        ends.push(join(task).await);
+    }
+    ends
+}
+
+pub(super) async fn racing_changes_are_applied_one_after_another<S: Store>(check: &Check<S>) {
+    for round in 0..ROUNDS {
+        let record = check.job(if round % 3 == 0 { Record::running } else { Record::queued });
+        let id = record.id();
+        check.insert(&record).await;
+        let over = Arc::new(AtomicBool::new(false));
+        let watcher = tokio::spawn(watch(check.clone(), id, Arc::clone(&over)));
+        let mut changes = vec![
+            Change::Start,
+            end(200, "first"),
+            Change::Cancel,
+            Change::Remove,
+            end(500, "second"),
+            Change::Start,
+            Change::Remove,
+            Change::Finish(End::Failure(Failure::TimedOut)),
+        ];
+        let first = round % changes.len();
+        changes.rotate_left(first);
+        let told = race(check, changes, |check, change| async move {
+            (change.clone(), check.change(id, change).await)
+        })
+        .await;
+        over.store(true, Ordering::Relaxed);
+        join(watcher).await;
+        in_order(check, record, told).await;
+        check.take_back(id).await;
+    }
+}
+
+/// Looks at the job again and again: its version never falls, and nothing is seen half-done.
+async fn watch<S: Store>(check: Check<S>, id: JobId, over: Arc<AtomicBool>) {
+    let mut seen = 0;
+    loop {
+        let last = over.load(Ordering::Relaxed);
+        let Some((record, outcome)) = check.fetch(id).await else {
+            check.fail("the job went while it was changed");
+        };
+        check.that(record.version() >= seen, format_args!("{record:?} came after {seen}"));
+        seen = record.version();
+        let status = outcome.as_ref().map(Outcome::status);
+        let whole = record.finished_at().is_some() == record.status().is_end()
+            && status == record.response_status().filter(|_| !record.is_removed());
+        check.that(whole, format_args!("seen half-done: {record:?} with {outcome:?}"));
+        if last {
+            return;
+        }
+        yield_now().await;
+    }
+}
+
+/// Does what was told once more, by `Record::apply` and in the order of the versions.
+async fn in_order<S: Store>(check: &Check<S>, record: Record, told: Vec<(Change, Changed)>) {
+    let id = record.id();
+    let mut states = vec![record];
+    let mut kept = None;
+    let applied = told.iter().filter(|(_, told)| matches!(told, Changed::Applied(_))).count();
+    for version in 1..=applied {
+        let of_this = |told: &Changed| match told {
+            Changed::Applied(record) => record.version() as usize == version,
+            _ => false,
+        };
+        let mut these = told.iter().filter(|(_, told)| of_this(told));
+        let (Some((change, Changed::Applied(after))), None) = (these.next(), these.next()) else {
+            check.fail(format_args!(
+                "{applied} changes were applied, and not one of them as version {version}: {told:?}"
+            ));
+        };
+        let mut state = states[version - 1].clone();
+        check.that(
+            state.apply(change, SystemTime::now()),
+            format_args!("{change:?} was applied to {:?}", states[version - 1]),
+        );
+        check.alike(after, &state, format_args!("told by {change:?} in a race,"));
+        states.push(state);
+        match change {
+            Change::Finish(End::Response(outcome)) => kept = Some(outcome.as_bytes()),
+            Change::Remove => kept = None,
+            _ => {}
+        }
+    }
+    for (change, told) in &told {
+        match told {
+            Changed::Applied(_) => {}
+            Changed::Unknown => check.fail(format_args!("{change:?} did not find the job")),
+            Changed::Refused(told) => {
+                let Some(state) = states.get(told.version() as usize) else {
+                    check.fail(format_args!("{change:?} was refused by {told:?}: never seen"));
+                };
+                check.alike(told, state, format_args!("told to a refused {change:?},"));
+                let may = state.clone().apply(change, SystemTime::now());
+                check.that(!may, format_args!("{change:?} was refused by {state:?}"));
+            }
+        }
+    }
+    let Some((found, outcome)) = check.fetch(id).await else {
+        check.fail("the job went in a race");
+    };
+    check.alike(&found, &states[applied], "after a race");
+    let found = outcome.as_ref().map(Outcome::as_bytes);
+    check.that(found == kept, "after a race the outcome is not that of the change that won");
+}
+
+pub(super) async fn of_racing_insertions_one_wins<S: Store>(check: &Check<S>) {
+    for _ in 0..ROUNDS / 3 {
+        let id = check.job(Record::running).id();
+        let ttls: Vec<_> = (1..=8).map(|more| LONG + Duration::from_secs(more)).collect();
+        let told = race(check, ttls, |check, ttl| async move {
+            let record = Record::running(id, SystemTime::now(), ttl);
+            (ttl, check.refused(&record, 100).await.map(|error| error.kind()))
+        })
+        .await;
+        let mut winners = told.iter().filter(|(_, refused)| refused.is_none());
+        let (Some((ttl, _)), None) = (winners.next(), winners.next()) else {
+            check.fail(format_args!("of eight insertions of one id: {told:?}"));
+        };
+        let kinds = [None, Some(ErrorKind::StoreUnavailable)];
+        let all = told.iter().all(|(_, refused)| kinds.contains(refused));
+        check.that(all, format_args!("the errors are others than they should be: {told:?}"));
+        let found = check.record(id, "after racing insertions").await;
+        check.that(found.ttl() == *ttl, "one insertion was told that it won, and another is kept");
+        check.take_back(id).await;
+    }
+}
+
+pub(super) async fn what_is_taken_back_in_a_race_stays_gone<S: Store>(check: &Check<S>) {
+    for round in 0..ROUNDS / 3 {
+        let record = check.job(Record::running);
+        let id = record.id();
+        check.insert(&record).await;
+        let mut runners =
+            vec![None, Some(end(200, "late")), Some(Change::Cancel), Some(Change::Remove)];
+        runners.rotate_left(round % 4);
+        race(check, runners, |check, change| async move {
+            match change {
+                None => check.take_back(id).await,
+                Some(change) => {
+                    check.change(id, change).await;
+                }
+            }
+        })
+        .await;
+        let found = check.read(id).await;
+        check.that(found.is_none(), format_args!("taken back in a race, it is there: {found:?}"));
+        // Its place is free, and nothing of it is left.
+        check.insert(&record).await;
+        let found = check.fetch(id).await;
+        let new = matches!(&found, Some((record, None)) if record.version() == 0);
+        check.that(new, format_args!("inserted again, it is {found:?}"));
+        check.take_back(id).await;
+    }
+}

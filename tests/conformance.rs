@@ -1,0 +1,362 @@
+//! The suite for stores: the store in memory passes it, and so does a plain one written here; with
+//! any flaw that a store can have, that one fails, in the check that is there for it.
+#![cfg(feature = "conformance")]
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{Notify, watch},
+    task::yield_now,
+    time::{Instant, sleep},
+};
+use tower_offload::{
+    Change, End, Error, ErrorKind, JobId, MemoryStore, Outcome, Record, Store,
+    store::{Changed, StoreFuture, conformance},
+};
+
+const MIB: usize = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_store_in_memory_passes_on_many_threads() {
+    conformance::run(async || MemoryStore::new(16 * MIB)).await;
+}
+
+#[tokio::test]
+async fn the_store_in_memory_passes_on_one_thread() {
+    conformance::run(async || MemoryStore::new(16 * MIB)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_in_memory_passes_on_a_paused_clock() {
+    conformance::run(async || MemoryStore::new(usize::MAX)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_handles_of_one_store_pass() {
+    conformance::run_shared(async || {
+        let store = MemoryStore::new(16 * MIB);
+        (store.clone(), store)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_plain_store_passes() {
+    conformance::run(async || Plain::new(None)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_stores_that_know_nothing_of_each_other_fail() {
+    let apart = async || (MemoryStore::new(MIB * 16), MemoryStore::new(MIB * 16));
+    let failed = tokio::spawn(conformance::run_shared(apart)).await;
+    assert_eq!(check_of(failed), "a_job_is_kept_as_given");
+}
+
+/// What can be wrong with a store.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Flaw {
+    ReadsThenWrites,
+    WritesInTwoSteps,
+    ChecksThenInserts,
+    Overwrites,
+    RefusesTwice,
+    RefusedCancelRemoves,
+    LosesTrailers,
+    ForgetsRemoved,
+    KeepsRemovedOutcomes,
+    PromisesTooMuch,
+    CallsFullBroken,
+    MissesStart,
+    MissesForgetting,
+    WakesOne,
+    KeepsDroppedWaiters,
+    WaitsForTheNext,
+    AsksAgain,
+    ExpiresRunning,
+    ExpiresEarly,
+    NeverExpires,
+    RemovalStopsExpiry,
+    RefusalStopsExpiry,
+    ExpiresUnseen,
+}
+
+macro_rules! failing {
+    ($($flaw:ident in $check:ident;)*) => {$(
+        #[allow(non_snake_case, reason = "named after its flaw")]
+        #[tokio::test(start_paused = true)]
+        async fn $flaw() {
+            let flawed = async || Plain::new(Some(Flaw::$flaw));
+            let failed = tokio::spawn(conformance::run(flawed)).await;
+            assert_eq!(check_of(failed), stringify!($check));
+        }
+    )*};
+}
+
+mod a_flaw_is_found {
+    use super::*;
+
+    failing! {
+        ReadsThenWrites in racing_changes_are_applied_one_after_another;
+        WritesInTwoSteps in racing_changes_are_applied_one_after_another;
+        ChecksThenInserts in of_racing_insertions_one_wins;
+        Overwrites in an_id_that_is_known_is_refused;
+        RefusesTwice in an_unknown_job_is_not_there;
+        RefusedCancelRemoves in the_table_of_transitions;
+        LosesTrailers in an_outcome_is_kept_byte_for_byte;
+        ForgetsRemoved in an_id_that_is_known_is_refused;
+        KeepsRemovedOutcomes in a_removal_takes_the_outcome_and_keeps_the_record;
+        PromisesTooMuch in a_full_store_keeps_its_word;
+        CallsFullBroken in a_full_store_keeps_its_word;
+        MissesStart in every_change_wakes;
+        MissesForgetting in every_change_wakes;
+        WakesOne in a_thousand_waiters_are_woken;
+        KeepsDroppedWaiters in a_dropped_waiter_takes_no_wake_with_it;
+        WaitsForTheNext in a_change_made_before_the_call_is_not_missed;
+        AsksAgain in the_change_itself_wakes;
+        ExpiresRunning in what_has_not_ended_never_expires;
+        ExpiresEarly in what_has_not_ended_never_expires;
+        NeverExpires in what_has_ended_is_kept_for_its_ttl_and_then_gone;
+        RemovalStopsExpiry in what_has_ended_is_kept_for_its_ttl_and_then_gone;
+        RefusalStopsExpiry in what_has_ended_is_kept_for_its_ttl_and_then_gone;
+        ExpiresUnseen in expiry_wakes;
+    }
+}
+
+/// The name of the check whose panic this is.
+fn check_of(failed: Result<(), tokio::task::JoinError>) -> String {
+    let panic = failed.expect_err("a flawed store passed").into_panic();
+    let message = panic.downcast_ref::<String>().expect("no message");
+    let check = message.strip_prefix("store conformance, ").expect(message);
+    check.split_once(':').expect(message).0.to_owned()
+}
+
+/// A store that is as plain as can be, and has a flaw or none.
+struct Plain(Arc<Inner>);
+
+struct Inner {
+    flaw: Option<Flaw>,
+    jobs: Mutex<HashMap<JobId, Job>>,
+    /// Sent at every change of any job.
+    changes: watch::Sender<()>,
+    /// In its place, where one waiter is woken by each change.
+    one: Notify,
+    /// What is left for waiters, where those that are dropped keep their place.
+    places: AtomicUsize,
+}
+
+#[derive(Clone)]
+struct Job {
+    record: Record,
+    outcome: Option<Outcome>,
+    room: usize,
+    expires: Option<Instant>,
+}
+
+impl Plain {
+    fn new(flaw: Option<Flaw>) -> Self {
+        let (changes, _) = watch::channel(());
+        let (one, places) = (Notify::new(), AtomicUsize::new(2500));
+        Self(Arc::new(Inner { flaw, jobs: Mutex::default(), changes, one, places }))
+    }
+
+    fn call<T: Send + 'static, F>(&self, call: impl FnOnce(Arc<Inner>) -> F) -> StoreFuture<T>
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        StoreFuture::new(call(Arc::clone(&self.0)))
+    }
+}
+
+impl Inner {
+    fn has(&self, flaw: Flaw) -> bool {
+        self.flaw == Some(flaw)
+    }
+
+    fn get(&self, id: JobId) -> Option<Job> {
+        let mut jobs = self.jobs.lock().unwrap();
+        if jobs.get(&id)?.expires.is_some_and(|expires| expires <= Instant::now()) {
+            jobs.remove(&id);
+        }
+        jobs.get(&id).cloned()
+    }
+
+    fn set(&self, id: JobId, job: Job) {
+        self.jobs.lock().unwrap().insert(id, job);
+    }
+
+    async fn insert(&self, record: Record, room: usize) -> Result<(), Error> {
+        let known = || Err(Error::new(ErrorKind::StoreUnavailable, "known already"));
+        let id = record.id();
+        let expires = self.has(Flaw::ExpiresRunning).then(|| Instant::now() + record.ttl());
+        let found = self.get(id).is_some();
+        if self.has(Flaw::ChecksThenInserts) {
+            yield_now().await;
+        }
+        let mut jobs = self.jobs.lock().unwrap();
+        let raced = jobs.contains_key(&id) && !self.has(Flaw::ChecksThenInserts);
+        if (found || raced) && !self.has(Flaw::Overwrites) {
+            return known();
+        }
+        let used: usize = jobs.values().map(|job| job.room).sum();
+        if used + room > 16 * MIB && !self.has(Flaw::PromisesTooMuch) {
+            let kind = match self.has(Flaw::CallsFullBroken) {
+                true => ErrorKind::StoreUnavailable,
+                false => ErrorKind::StoreFull,
+            };
+            return Err(Error::new(kind, "full"));
+        }
+        jobs.insert(id, Job { record, outcome: None, room, expires });
+        Ok(())
+    }
+
+    async fn change(&self, id: JobId, change: Change) -> Result<Changed, Error> {
+        if self.has(Flaw::ReadsThenWrites) {
+            let Some(mut job) = self.get(id) else { return Ok(Changed::Unknown) };
+            yield_now().await;
+            let changed = self.apply(&mut job, &change)?;
+            self.set(id, job);
+            self.wake();
+            return Ok(changed);
+        }
+        let _ = self.get(id);
+        let (changed, later) = {
+            let mut jobs = self.jobs.lock().unwrap();
+            let Some(job) = jobs.get_mut(&id) else { return Ok(Changed::Unknown) };
+            let changed = self.apply(job, &change)?;
+            let later = self.has(Flaw::WritesInTwoSteps).then(|| job.outcome.take());
+            if self.has(Flaw::ForgetsRemoved) && job.record.is_removed() {
+                jobs.remove(&id);
+            }
+            (changed, later)
+        };
+        if let Some(outcome) = later {
+            yield_now().await;
+            if let Some(job) = self.jobs.lock().unwrap().get_mut(&id) {
+                job.outcome = outcome;
+            }
+        }
+        if !(self.has(Flaw::MissesStart) && matches!(change, Change::Start)) {
+            self.wake();
+        }
+        Ok(changed)
+    }
+
+    fn wake(&self) {
+        if self.has(Flaw::WakesOne) {
+            self.one.notify_one();
+        } else {
+            self.changes.send_replace(());
+        }
+    }
+
+    fn apply(&self, job: &mut Job, change: &Change) -> Result<Changed, Error> {
+        let mut record = job.record.clone();
+        if !record.apply(change, SystemTime::now()) {
+            if self.has(Flaw::RefusedCancelRemoves) && matches!(change, Change::Cancel) {
+                job.record.apply(&Change::Remove, SystemTime::now());
+            }
+            if self.has(Flaw::RefusalStopsExpiry) {
+                job.expires = None;
+            }
+            return Ok(Changed::Refused(record));
+        }
+        match change {
+            Change::Finish(End::Response(_))
+                if self.has(Flaw::PromisesTooMuch) && job.room >= MIB =>
+            {
+                return Err(Error::new(ErrorKind::StoreFull, "full after all"));
+            }
+            Change::Finish(End::Response(outcome)) if self.has(Flaw::LosesTrailers) => {
+                let mut head = http::Response::new(()).into_parts().0;
+                (head.status, head.headers) = (outcome.status(), outcome.headers());
+                job.outcome = Some(Outcome::new(&head, &outcome.body(), None));
+            }
+            Change::Finish(End::Response(outcome)) => {
+                let bytes = Bytes::copy_from_slice(outcome.as_bytes());
+                job.outcome = Some(Outcome::from_bytes(bytes)?);
+            }
+            Change::Remove if !self.has(Flaw::KeepsRemovedOutcomes) => job.outcome = None,
+            _ => {}
+        }
+        let removal = matches!(change, Change::Remove);
+        if record.status().is_end() && !removal && !self.has(Flaw::NeverExpires) {
+            let early = if self.has(Flaw::ExpiresEarly) { 2 } else { 1 };
+            job.expires = Some(Instant::now() + record.ttl() / early);
+        }
+        if removal && self.has(Flaw::RemovalStopsExpiry) {
+            job.expires = None;
+        }
+        job.record = record.clone();
+        Ok(Changed::Applied(record))
+    }
+
+    async fn changed(&self, id: JobId, seen: u32) -> Result<(), Error> {
+        let mut changes = self.changes.subscribe();
+        if self.has(Flaw::KeepsDroppedWaiters) {
+            let one_less = |places: usize| places.checked_sub(1);
+            let place = self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+            place.map_err(|_| Error::new(ErrorKind::StoreUnavailable, "too many wait"))?;
+        }
+        let same = |job: &Job| job.record.version() == seen || self.has(Flaw::WaitsForTheNext);
+        while let Some(job) = self.get(id).filter(same) {
+            let expiry = job.expires.filter(|_| !self.has(Flaw::ExpiresUnseen));
+            let far = Instant::now() + Duration::from_secs(7200);
+            let woken = async {
+                match self.flaw {
+                    Some(Flaw::AsksAgain) => sleep(Duration::from_millis(50)).await,
+                    Some(Flaw::WakesOne) => self.one.notified().await,
+                    _ => drop(changes.changed().await),
+                }
+            };
+            let _ = tokio::time::timeout_at(expiry.unwrap_or(far), woken).await;
+            if self.has(Flaw::WaitsForTheNext) {
+                break;
+            }
+        }
+        self.places.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Store for Plain {
+    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<()> {
+        self.call(|inner| async move { inner.insert(record, outcome_bytes).await })
+    }
+
+    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+        self.call(|inner| async move {
+            let found = inner.jobs.lock().unwrap().remove(&id).is_some();
+            if !found && inner.has(Flaw::RefusesTwice) {
+                return Err(Error::new(ErrorKind::StoreUnavailable, "not there"));
+            }
+            if !inner.has(Flaw::MissesForgetting) {
+                inner.wake();
+            }
+            Ok(())
+        })
+    }
+
+    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
+        self.call(|inner| async move { Ok(inner.get(id).map(|job| job.record)) })
+    }
+
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
+        self.call(|inner| async move { Ok(inner.get(id).map(|job| (job.record, job.outcome))) })
+    }
+
+    fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {
+        self.call(|inner| async move { inner.change(id, change).await })
+    }
+
+    fn changed(&self, id: JobId, seen: u32) -> StoreFuture<()> {
+        self.call(|inner| async move { inner.changed(id, seen).await })
+    }
+}
