@@ -1,0 +1,512 @@
+//! Each limit at its bound: what still fits, what no longer does, what the client is told of it, and
+//! that a setting that cannot work is refused by its name.
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::Request, response::Response, routing::any};
+use bytes::Bytes;
+use futures_util::{StreamExt, future, poll, stream};
+use http::{HeaderMap, StatusCode};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, Full};
+use support::{
+    Answer, Client, Server,
+    gated::{Call, Calls, Gated, gated},
+    soon,
+};
+use tokio::{sync::oneshot, time::Instant};
+use tower::{Service, ServiceExt};
+use tower_offload::{
+    ErrorKind, MemoryStore, Offload, OffloadBuilder, Outcome, Policy, StatusService,
+};
+
+// ------------------------------------------------------------------------------ a server to ask
+
+struct Desk {
+    server: Server,
+    calls: Calls,
+    offload: Offload,
+}
+
+fn builder() -> OffloadBuilder {
+    Offload::builder("/jobs")
+}
+
+/// Routes of each kind: `/after` waits for a preference, so that tests need not wait for a budget.
+fn app(offload: &Offload) -> (Router, Calls) {
+    let (gated, calls) = gated();
+    let route = |policy| gated.route().layer(offload.layer(policy));
+    let lazy = {
+        let gated = gated.clone();
+        any(move |request: Request| lazy(gated.clone(), request))
+    };
+    let app = Router::new()
+        .route("/always", route(Policy::always()))
+        .route("/after", route(Policy::after(Duration::from_secs(3600))))
+        .route("/budget", route(Policy::after(Duration::from_millis(10))))
+        .route("/lazy", lazy.layer(offload.layer(Policy::after(Duration::from_secs(3600)))))
+        .nest_service("/jobs", offload.status());
+    (app, calls)
+}
+
+/// Leaves its body unread until the test says to go on, then answers with its length.
+async fn lazy(gated: Gated, request: Request) -> String {
+    let (head, body) = request.into_parts();
+    gated.run(Request::from_parts(head, Body::empty())).await;
+    body.collect().await.unwrap().to_bytes().len().to_string()
+}
+
+impl Desk {
+    async fn new(builder: OffloadBuilder) -> Self {
+        let offload = builder.build().unwrap();
+        let (app, calls) = app(&offload);
+        Self { server: Server::axum(app).await, calls, offload }
+    }
+
+    /// A request that prefers to become a job.
+    async fn eager(&self, client: &Client, path: &str, body: impl Into<Bytes>) -> Answer {
+        let request = self.server.request("POST", path).header("prefer", "respond-async");
+        soon("an answer", client.send(request, body)).await
+    }
+
+    async fn running(&mut self, client: &Client) -> (String, Call) {
+        let accepted = client.post(&self.server, "/always", "").await;
+        (accepted.location().to_owned(), self.calls.next().await)
+    }
+
+    /// A job that ended with this response; what its status and its result say.
+    async fn ended(&mut self, client: &Client, response: Response) -> (serde_json::Value, Answer) {
+        let (job, call) = self.running(client).await;
+        call.answer(response);
+        let document = soon("the job ends", client.ended(&self.server, &job)).await;
+        (document, client.get(&self.server, &format!("{job}/result")).await)
+    }
+
+    /// No further job is taken: `always` is refused without its handler begun, and `after` is
+    /// answered as if there were no layer.
+    async fn takes_no_job(&mut self, client: &Client, kind: &str, limit: Option<&str>) {
+        for body in ["", "body"] {
+            for refused in [
+                client.post(&self.server, "/always", body).await,
+                self.eager(client, "/always", body).await,
+            ] {
+                assert_eq!(refused.status, 503, "{refused:#?}");
+                assert_eq!(refused.header("retry-after"), "1");
+                assert_eq!(refused.header("cache-control"), "no-store");
+                assert_eq!(refused.header("content-type"), "application/problem+json");
+                let problem = refused.json();
+                assert_eq!(problem["type"], format!("urn:tower-offload:problem:{kind}"));
+                assert_eq!((&problem["status"], problem["limit"].as_str()), (&503.into(), limit));
+            }
+            assert!(self.calls.is_empty(), "nothing of it was begun");
+
+            let answered = async {
+                let call = self.calls.next().await;
+                assert_eq!(call.body, body);
+                call.answer((StatusCode::CREATED, "own"));
+            };
+            let request = self.server.request("POST", "/after").header("prefer", "respond-async");
+            let (answer, ()) = future::join(client.send(request, body), answered).await;
+            assert_eq!((answer.status.as_u16(), answer.text()), (201, "own"));
+            assert_eq!(answer.find_header("preference-applied"), None);
+        }
+    }
+}
+
+fn clients() -> [Client; 2] {
+    [Client::http1(), Client::http2()]
+}
+
+// --------------------------------------------------------------------------------- running jobs
+
+#[tokio::test]
+async fn max_running() {
+    for client in clients() {
+        let mut desk = Desk::new(builder().max_running(2)).await;
+        let (canceled, first) = desk.running(&client).await;
+        // A request that may become a job takes a place as well as one that must.
+        let accepted = desk.eager(&client, "/after", "").await;
+        let second = desk.calls.next().await;
+        desk.takes_no_job(&client, "limit-reached", Some("max_running")).await;
+
+        // A place is free when the handler is really gone.
+        assert_eq!(client.delete(&desk.server, &canceled).await.status, 200);
+        first.gone().await;
+        let (_, _third) = desk.running(&client).await;
+        desk.takes_no_job(&client, "limit-reached", Some("max_running")).await;
+
+        second.answer(());
+        client.ended(&desk.server, accepted.location()).await;
+        let (_, _fourth) = desk.running(&client).await;
+        desk.takes_no_job(&client, "limit-reached", Some("max_running")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_budget_that_runs_out_while_there_is_no_place() {
+    let client = Client::http1();
+    let mut full = Desk::new(builder().max_running(1)).await;
+    let mut other = Desk::new(builder()).await;
+    let (_, _call) = full.running(&client).await;
+    let attached = tokio::spawn({
+        let (client, request) = (client.clone(), full.server.request("POST", "/budget"));
+        async move { client.send(request, "").await }
+    });
+    let call = full.calls.next().await;
+    // The same budget runs out elsewhere, and once more: then it has here too.
+    for _ in 0..2 {
+        assert_eq!(client.post(&other.server, "/budget", "").await.status, 202);
+        other.calls.next().await.answer(());
+    }
+    assert!(!attached.is_finished() && !call.is_gone());
+    call.answer("own");
+    let answer = soon("it is answered by its handler", attached).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.text()), (200, "own"));
+}
+
+// ------------------------------------------------------------------------------ bytes in the store
+
+/// What a job counts with beside its outcome, as the builder documents it.
+const JOB_BYTES: usize = 512;
+
+#[tokio::test]
+async fn max_stored_bytes() {
+    const JOB: usize = 1000 + JOB_BYTES;
+    for client in clients() {
+        for (bytes, jobs) in [(3 * JOB, 3), (3 * JOB - 1, 2)] {
+            let limits = builder().max_outcome_bytes(1000).max_stored_bytes(bytes);
+            let mut desk = Desk::new(limits).await;
+            let mut running = Vec::new();
+            for _ in 0..jobs {
+                running.push(desk.running(&client).await);
+            }
+            desk.takes_no_job(&client, "limit-reached", Some("max_stored_bytes")).await;
+
+            // With a small outcome, what was kept free for a large one is free for others. An ended
+            // job still counts with itself, so two have to end where all was in use.
+            for _ in 0..jobs - 1 {
+                let (job, call) = running.remove(0);
+                call.answer(());
+                client.ended(&desk.server, &job).await;
+            }
+            let (_, _call) = desk.running(&client).await;
+            desk.takes_no_job(&client, "limit-reached", Some("max_stored_bytes")).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_store_takes_jobs_again_when_some_have_expired() {
+    let ttl = Duration::from_secs(60);
+    let limits = builder().max_outcome_bytes(1000).max_stored_bytes(1000 + JOB_BYTES).ttl(ttl);
+    let offload = limits.build().unwrap();
+    let (app, mut calls) = app(&offload);
+    let post = async || {
+        let request = Request::post("/always").body(Body::empty()).unwrap();
+        app.clone().oneshot(request).await.unwrap()
+    };
+    let accepted = post().await;
+    let job = accepted.headers()["location"].to_str().unwrap();
+    calls.next().await.answer(());
+    assert_eq!(get(&offload.status(), job, "wait=30").await, 303);
+    // What has ended is kept as long as it was promised, whoever needs the room.
+    tokio::time::advance(ttl - Duration::from_millis(1)).await;
+    assert_eq!(post().await.status(), 503);
+    assert_eq!(get(&offload.status(), job, "").await, 303);
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(get(&offload.status(), job, "").await, 404);
+    assert_eq!(post().await.status(), 202);
+}
+
+async fn get(status: &StatusService, url: &str, prefer: &str) -> u16 {
+    let request = Request::get(url).header("prefer", prefer).body(()).unwrap();
+    status.clone().call(request).await.unwrap().status().as_u16()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_kept_for_its_ttl_after_its_end() {
+    const S: Duration = Duration::from_secs(1);
+    let offload = builder().ttl(20 * S).build().unwrap();
+    let status = offload.status();
+    for (policy, ttl) in [(Policy::always(), 20 * S), (Policy::always().ttl(7 * S), 7 * S)] {
+        let (gated, mut calls) = gated();
+        let app = Router::new().route("/", gated.route().layer(offload.layer(policy)));
+        for removes in [false, true] {
+            let request = Request::post("/").body(Body::empty()).unwrap();
+            let accepted = app.clone().oneshot(request).await.unwrap();
+            let job = accepted.headers()["location"].to_str().unwrap();
+            // It is there for as long as it runs, its TTL or not.
+            tokio::time::sleep(2 * ttl).await;
+            assert_eq!(get(&status, job, "").await, 202);
+            calls.next().await.answer(());
+            assert_eq!(get(&status, job, "wait=30").await, 303);
+            let ended = Instant::now();
+            let mut kept = 303;
+            if removes {
+                let request = Request::delete(format!("{job}/result")).body(()).unwrap();
+                assert_eq!(status.clone().call(request).await.unwrap().status(), 204);
+                kept = 410;
+            }
+            tokio::time::sleep_until(ended + ttl - 2 * S).await;
+            assert_eq!(get(&status, job, "").await, kept);
+            tokio::time::sleep_until(ended + ttl + Duration::from_millis(2)).await;
+            assert_eq!(get(&status, job, "").await, 404);
+        }
+    }
+}
+
+// --------------------------------------------------------------------------------- one outcome
+
+/// A limit that a bare response with a body of 1,000 bytes reaches.
+fn limit() -> usize {
+    let head = http::Response::new(()).into_parts().0;
+    Outcome::new(&head, &[0; 1000], None).as_bytes().len()
+}
+
+fn is_too_large((document, result): (serde_json::Value, Answer)) {
+    assert_eq!((&document["status"], &document["response_status"]), (&"failed".into(), &().into()));
+    assert_eq!(result.status, 500);
+    assert_eq!(result.json()["type"], "urn:tower-offload:problem:outcome-too-large");
+    assert_eq!(document["error"], result.json());
+}
+
+#[tokio::test]
+async fn max_outcome_bytes() {
+    for client in clients() {
+        let mut desk = Desk::new(builder().max_outcome_bytes(limit())).await;
+        let whole = |len: usize| Response::new(Body::from(vec![b'x'; len]));
+        let bytewise = |len: usize| {
+            let bytes = stream::iter(vec![Ok::<_, Infallible>(Bytes::from_static(b"x")); len]);
+            Response::new(Body::from_stream(bytes))
+        };
+        for fits in [whole(1000), bytewise(1000)] {
+            let (document, result) = desk.ended(&client, fits).await;
+            assert_eq!((&document["status"], result.body.len()), (&"succeeded".into(), 1000));
+        }
+        is_too_large(desk.ended(&client, whole(1001)).await);
+        is_too_large(desk.ended(&client, bytewise(1001)).await);
+
+        // Head and trailers count too.
+        let mut large_head = whole(1000);
+        large_head.headers_mut().insert("x", "y".parse().unwrap());
+        is_too_large(desk.ended(&client, large_head).await);
+        let sum = HeaderMap::from_iter([(http::header::ETAG, "1".parse().unwrap())]);
+        let data = Full::new(Bytes::from(vec![b'x'; 1000]));
+        let trailing = data.with_trailers(future::ready(Some(Ok::<_, Infallible>(sum))));
+        is_too_large(desk.ended(&client, Response::new(Body::new(trailing))).await);
+    }
+}
+
+#[tokio::test]
+async fn an_endless_body_is_cut_off_at_the_limit() {
+    for client in clients() {
+        let mut desk = Desk::new(builder().max_outcome_bytes(100_000)).await;
+        let (dropped, is_dropped) = oneshot::channel::<()>();
+        let endless = stream::repeat_with(move || {
+            let _held = &dropped;
+            Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 1000]))
+        });
+        is_too_large(desk.ended(&client, Response::new(Body::from_stream(endless))).await);
+        assert!(soon("the stream is dropped", is_dropped).await.is_err());
+    }
+}
+
+/// A body that says beforehand how long it is.
+struct Announced(u64);
+
+impl http_body::Body for Announced {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic!("it is known to be too large, and read all the same");
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0)
+    }
+}
+
+#[tokio::test]
+async fn what_is_known_to_be_too_large_is_not_read() {
+    let client = Client::http1();
+    let mut desk = Desk::new(builder().max_outcome_bytes(limit())).await;
+    for len in [1001, 1 << 40, u64::MAX] {
+        let known = Response::new(Body::new(Announced(len)));
+        is_too_large(desk.ended(&client, known).await);
+    }
+}
+
+// ------------------------------------------------------------------------------------ run time
+
+#[tokio::test(start_paused = true)]
+async fn max_run_time_and_the_time_of_a_policy() {
+    const S: Duration = Duration::from_secs(1);
+    for (limit, policy, run_time) in [
+        (None, Policy::always(), 3600 * S),
+        (Some(5 * S), Policy::always(), 5 * S),
+        (Some(5 * S), Policy::always().timeout(2 * S), 2 * S),
+        (Some(5 * S), Policy::always().timeout(9 * S), 5 * S),
+        // Counted from the 202, which comes after the budget.
+        (Some(5 * S), Policy::after(3 * S), 5 * S),
+        (None, Policy::after(3 * S).timeout(S), S),
+    ] {
+        let builder = limit.map_or(builder(), |limit| builder().max_run_time(limit));
+        let offload = builder.build().unwrap();
+        let (gated, mut calls) = gated();
+        let app = Router::new().route("/", gated.route().layer(offload.layer(policy)));
+        let request = Request::post("/").body(Body::empty()).unwrap();
+        let accepted = app.oneshot(request).await.unwrap();
+        assert_eq!(accepted.status(), 202);
+        let since = Instant::now();
+        let job = accepted.headers()["location"].to_str().unwrap();
+        let call = calls.next().await;
+
+        tokio::time::sleep_until(since + run_time - Duration::from_millis(2)).await;
+        assert_eq!(get(&offload.status(), job, "").await, 202);
+        assert!(!call.is_gone());
+        assert_eq!(get(&offload.status(), job, "wait=1").await, 303);
+        let ran = since.elapsed();
+        assert!(ran >= run_time && ran <= run_time + Duration::from_millis(2), "{ran:?}");
+        assert_eq!(get(&offload.status(), &format!("{job}/result"), "").await, 504);
+        call.gone().await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_never_ends_is_bounded_by_time() {
+    let client = Client::http2();
+    let mut desk = Desk::new(builder().max_run_time(Duration::from_millis(50))).await;
+    let (dropped, is_dropped) = oneshot::channel::<()>();
+    let silent = stream::once(future::ready(Ok::<_, Infallible>(Bytes::from("some"))))
+        .chain(stream::pending())
+        .inspect(move |_| assert!(!dropped.is_closed()));
+    let (document, result) = desk.ended(&client, Response::new(Body::from_stream(silent))).await;
+    assert_eq!((&document["status"], result.status.as_u16()), (&"failed".into(), 504));
+    assert_eq!(result.json()["type"], "urn:tower-offload:problem:timed-out");
+    assert!(soon("the body is dropped", is_dropped).await.is_err());
+}
+
+// ------------------------------------------------------------------------ bodies of requests
+
+#[tokio::test]
+async fn max_body_bytes() {
+    for client in clients() {
+        let mut desk = Desk::new(builder().max_body_bytes(1024)).await;
+        // It fits: the handler holds it unread, and is detached.
+        let accepted = desk.eager(&client, "/lazy", vec![0; 1024]).await;
+        desk.calls.next().await.answer(());
+        let job = accepted.location();
+        client.ended(&desk.server, job).await;
+        let result = client.get(&desk.server, &format!("{job}/result")).await;
+        assert_eq!(result.text(), "1024");
+
+        // One byte more does not: it stays attached until its handler has read it.
+        let answered = async { desk.calls.next().await.answer(()) };
+        let request = desk.server.request("POST", "/lazy").header("prefer", "respond-async");
+        let (answer, ()) = future::join(client.send(request, vec![0; 1025]), answered).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (200, "1025"));
+    }
+}
+
+#[tokio::test]
+async fn max_buffered_bytes() {
+    for client in clients() {
+        let mut desk = Desk::new(builder().max_buffered_bytes(1000)).await;
+        // All that may be buffered, held unread by the handler of a job.
+        let holds = desk.eager(&client, "/lazy", vec![0; 1000]).await;
+        let holder = desk.calls.next().await;
+
+        let answered = async { desk.calls.next().await.answer(()) };
+        let request = desk.server.request("POST", "/lazy").header("prefer", "respond-async");
+        let (answer, ()) = future::join(client.send(request, "ten bytes!"), answered).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (200, "10"));
+
+        // What was read is buffered no more.
+        holder.answer(());
+        client.ended(&desk.server, holds.location()).await;
+        let accepted = desk.eager(&client, "/lazy", "ten bytes!").await;
+        desk.calls.next().await.answer(());
+        client.ended(&desk.server, accepted.location()).await;
+    }
+}
+
+// ------------------------------------------------------------------------------------ shutdown
+
+#[tokio::test]
+async fn draining() {
+    for client in clients() {
+        let mut desk = Desk::new(builder()).await;
+        let (job, call) = desk.running(&client).await;
+        let offload = desk.offload.clone();
+        let mut drain = pin!(offload.drain(Duration::from_secs(60)));
+        assert!(poll!(&mut drain).is_pending());
+        desk.takes_no_job(&client, "shutting-down", None).await;
+
+        // What was promised goes on, and is told of.
+        assert_eq!(client.get(&desk.server, &job).await.status, 202);
+        call.answer("own");
+        let drained = soon("nothing runs any more", drain).await;
+        assert_eq!((drained.finished(), drained.interrupted()), (1, 0));
+        let result = client.get(&desk.server, &format!("{job}/result")).await;
+        assert_eq!(result.text(), "own");
+        desk.takes_no_job(&client, "shutting-down", None).await;
+    }
+}
+
+// --------------------------------------------------------------------- what cannot work is said
+
+#[test]
+fn settings_that_cannot_work_are_refused_by_name() {
+    const NO_TIME: Duration = Duration::ZERO;
+    let at = |path: &str| Offload::builder(path);
+    for (wrong, name) in [
+        (builder().max_running(0), "max_running"),
+        (builder().max_waiters(0), "max_waiters"),
+        (builder().max_wait(NO_TIME), "max_wait"),
+        (builder().max_body_bytes(0), "max_body_bytes"),
+        (builder().max_buffered_bytes(0), "max_buffered_bytes"),
+        (builder().max_outcome_bytes(0), "max_outcome_bytes"),
+        (builder().max_stored_bytes(0), "max_stored_bytes"),
+        (builder().max_run_time(NO_TIME), "max_run_time"),
+        (builder().ttl(NO_TIME), "ttl"),
+        // Room for not even one job.
+        (builder().max_outcome_bytes(1000).max_stored_bytes(1511), "max_stored_bytes"),
+        (builder().max_outcome_bytes(usize::MAX), "max_outcome_bytes"),
+        (builder().store(MemoryStore::new(1 << 20)).max_stored_bytes(1 << 20), "max_stored_bytes"),
+        (at("jobs"), "status path \"jobs\""),
+        (at("/"), "status path \"/\""),
+        (at("/jobs/"), "status path \"/jobs/\""),
+        (at("/{tenant}/jobs"), "status path \"/{tenant}/jobs\""),
+        (at("/jobs?x"), "status path \"/jobs?x\""),
+        (at("/a/../jobs"), "status path \"/a/../jobs\""),
+        (builder().public_base("api.example/jobs"), "public base \"api.example/jobs\""),
+        (builder().public_base("/x/jobs/"), "public base \"/x/jobs/\""),
+        (builder().public_base("ftp://x/jobs"), "public base \"ftp://x/jobs\""),
+        (builder().public_base("https:///jobs"), "public base \"https:///jobs\""),
+    ] {
+        let error = wrong.build().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(name), "{name}: {error}");
+    }
+    let just = builder().max_outcome_bytes(1000).max_stored_bytes(1512);
+    assert!(just.build().is_ok());
+    assert!(builder().max_waiters(usize::MAX).max_running(usize::MAX).build().is_ok());
+    assert!(builder().max_run_time(Duration::MAX).ttl(Duration::MAX).build().is_ok());
+}
+
+#[test]
+#[should_panic(expected = "status path \"jobs\" must begin with a slash")]
+fn new_panics_on_a_path_that_cannot_work() {
+    let _ = Offload::new("jobs");
+}
