@@ -246,7 +246,7 @@ async fn trap_4_1_a_tunnel_over_http2_is_the_handlers_to_open() {
         let (mut http2, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
         tokio::spawn(connection);
-        let mut request = async |method: &str, path: &str, protocol: Option<&'static str>| {
+        let mut request = |method: &str, path: &str, protocol: Option<&'static str>| {
             let uri = match (method, protocol) {
                 ("CONNECT", None) => "example.com:443".to_owned(),
                 _ => app.server.url(path),
@@ -256,16 +256,15 @@ async fn trap_4_1_a_tunnel_over_http2_is_the_handlers_to_open() {
             if let Some(protocol) = protocol {
                 request = request.extension(hyper::ext::Protocol::from_static(protocol));
             }
-            http2.ready().await.unwrap();
             http2.send_request(request.body(Empty::<Bytes>::new()).unwrap())
         };
         // The answer to anything shows that the server's settings have arrived.
-        let known = request("GET", "/jobs/unknown", None).await;
+        let known = request("GET", "/jobs/unknown", None);
         assert_eq!(soon("the settings", known).await.unwrap().status(), 404);
 
-        let plain = request("CONNECT", "", None).await;
-        let refused = request("CONNECT", "/refused", Some("websocket")).await;
-        let accepted = request("CONNECT", "/upgraded", Some("websocket")).await;
+        let plain = request("CONNECT", "", None);
+        let refused = request("CONNECT", "/refused", Some("websocket"));
+        let accepted = request("CONNECT", "/upgraded", Some("websocket"));
         let all = tokio::spawn(join_all([plain, refused, accepted]));
         tokio::time::sleep(SEVERAL_BUDGETS).await;
         app.let_all_answer();
