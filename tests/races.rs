@@ -306,7 +306,10 @@ async fn expiry_does_not_win_before_the_end() {
 }
 
 mod beside_a_model {
-    use std::{collections::HashMap, time::SystemTime};
+    use std::{
+        collections::{HashMap, hash_map::Entry},
+        time::SystemTime,
+    };
 
     use futures_util::FutureExt;
     use proptest::prelude::*;
@@ -509,23 +512,22 @@ mod beside_a_model {
             let make = if queued { Record::queued } else { Record::running };
             let inserted = now(self.store.insert(make(id, SystemTime::now(), TTL), room));
             let used: usize = self.model.values().map(Job::bytes).sum();
-            let refused = if used + JOB_BYTES + room > ROOM {
-                Some(ErrorKind::StoreFull)
-            } else if self.model.contains_key(&id) {
-                Some(ErrorKind::StoreUnavailable)
-            } else {
-                let job = Job {
-                    status: if queued { Status::Queued } else { Status::Running },
-                    failure: None,
-                    outcome: None,
-                    response: None,
-                    removed: false,
-                    version: 0,
-                    room,
-                    expires: None,
-                };
-                self.model.insert(id, job);
-                None
+            let refused = match self.model.entry(id) {
+                _ if used + JOB_BYTES + room > ROOM => Some(ErrorKind::StoreFull),
+                Entry::Occupied(_) => Some(ErrorKind::StoreUnavailable),
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Job {
+                        status: if queued { Status::Queued } else { Status::Running },
+                        failure: None,
+                        outcome: None,
+                        response: None,
+                        removed: false,
+                        version: 0,
+                        room,
+                        expires: None,
+                    });
+                    None
+                }
             };
             assert_eq!(inserted.err().map(|error| error.kind()), refused);
         }
