@@ -58,6 +58,7 @@ struct Shared {
     inserts: Semaphore,
     take_back_fails: AtomicUsize,
     take_backs: AtomicUsize,
+    change_takes: Mutex<Duration>,
 }
 
 /// What becomes of an insert.
@@ -87,6 +88,7 @@ impl Held {
                 inserts: Semaphore::new(0),
                 take_back_fails: AtomicUsize::new(0),
                 take_backs: AtomicUsize::new(0),
+                change_takes: Mutex::default(),
             }),
         }
     }
@@ -109,6 +111,11 @@ impl Held {
     /// How many take-backs there were.
     pub fn take_backs(&self) -> usize {
         self.shared.take_backs.load(SeqCst)
+    }
+
+    /// Each change takes so long from now on.
+    pub fn changes_take(&self, time: Duration) {
+        *self.shared.change_takes.lock().unwrap() = time;
     }
 
     /// Resolves when no job is stored.
@@ -200,7 +207,15 @@ impl Store for Held {
     }
 
     fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {
-        self.jobs.change(id, change)
+        let takes = *self.shared.change_takes.lock().unwrap();
+        if takes.is_zero() {
+            return self.jobs.change(id, change);
+        }
+        let jobs = self.jobs.clone();
+        StoreFuture::new(async move {
+            tokio::time::sleep(takes).await;
+            jobs.change(id, change).await
+        })
     }
 
     fn changed(&self, id: JobId, seen: u32) -> StoreFuture<()> {
