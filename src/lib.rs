@@ -58,6 +58,10 @@
 //!   table of [`Policies`].
 //! * Without a router, [`OffloadLayer::mounted`] answers below the status path itself.
 //!
+//! A relative `Location` of a response is resolved against the path that the layer sees. Inside of
+//! axum's `nest` that path lacks its prefix: there, put the layer around the router, or answer with
+//! a path that begins with a slash.
+//!
 //! axum's own futures can be moved, and boxed ones. For a service whose future cannot (an `async`
 //! block; anything with a timer in it, such as tower-http's `TimeoutLayer`, inside of this layer in
 //! a plain tower stack) call [`OffloadLayer::boxed`].

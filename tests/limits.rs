@@ -315,6 +315,58 @@ async fn head_and_trailers_count_as_an_outcome_too() {
     is_too_large(desk.ended(&client, response()).await);
 }
 
+/// A body without end and without bytes, which is always ready.
+struct Restless;
+
+impl http_body::Body for Restless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::new()))))
+    }
+}
+
+/// Uses up its task's budget in every poll, as a handler does that reads from a channel that is
+/// never empty.
+async fn restless() {
+    loop {
+        tokio::task::coop::consume_budget().await;
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_never_rests_is_detached_and_ended_all_the_same() {
+    let offload = builder().max_run_time(Duration::from_millis(300)).build().unwrap();
+    let layer = |policy| any(restless).layer(offload.layer(policy));
+    let app = Router::new()
+        .route("/always", layer(Policy::always()))
+        .route("/after", layer(Policy::after(Duration::from_millis(10))))
+        .nest_service("/jobs", offload.status());
+    let server = Server::axum(app).await;
+    let client = Client::http1();
+    for path in ["/always", "/after"] {
+        let accepted = soon("a 202", client.post(&server, path, "")).await;
+        let document = soon("its time is over", client.ended(&server, accepted.location())).await;
+        assert_eq!(document["error"]["status"], 504);
+        let accepted = soon("a 202", client.post(&server, path, "")).await;
+        client.delete(&server, accepted.location()).await;
+    }
+    // Canceled, too, they are gone: the drain has nothing to wait for.
+    soon("the last is dropped", offload.drain(Duration::from_secs(3600))).await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_always_ready_does_not_keep_its_thread() {
+    let client = Client::http1();
+    let mut desk = Desk::new(builder().max_run_time(Duration::from_millis(50))).await;
+    let (document, answer) = desk.ended(&client, Response::new(Body::new(Restless))).await;
+    assert_eq!((document["status"].as_str(), answer.status.as_u16()), (Some("failed"), 504));
+}
+
 #[tokio::test]
 async fn an_endless_body_is_cut_off_at_the_limit() {
     for client in clients() {

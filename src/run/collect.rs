@@ -33,7 +33,11 @@ where
     if too_large(writer.len(), body.size_hint().lower()) {
         return End::Failure(Failure::TooLarge);
     }
-    while let Some(frame) = body.frame().await {
+    loop {
+        // A body that is always ready, with empty frames even, must not keep its thread from looking
+        // at the clock.
+        tokio::task::coop::consume_budget().await;
+        let Some(frame) = body.frame().await else { break };
         let frame = match frame {
             Ok(frame) => frame,
             Err(error) => {
@@ -54,10 +58,10 @@ where
                     data.advance(len);
                 }
             }
+            // They come last (http-body, src/frame.rs); whatever followed would be no part of it.
             Err(frame) => {
-                if let Ok(more) = frame.into_trailers() {
-                    trailers.get_or_insert_default().extend(more);
-                }
+                trailers = frame.into_trailers().ok();
+                break;
             }
         }
     }

@@ -3,13 +3,16 @@
 
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, SystemTime},
 };
 
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::{
+    runtime::Handle,
+    task::{JoinHandle, coop::unconstrained},
+};
 
 use super::{Backoff, State, slots::Slot};
 use crate::{
@@ -151,7 +154,8 @@ impl Future for Registering {
         let inserted = match &mut self.work {
             #[expect(clippy::expect_used, reason = "as every future")]
             Insertion::Done(result) => result.take().expect("polled after it was ready"),
-            Insertion::UnderWay(task) => match Pin::new(task).poll(cx) {
+            // Unconstrained: the handler, polled before it, may have used up the task's budget.
+            Insertion::UnderWay(task) => match pin!(unconstrained(task)).poll(cx) {
                 Poll::Pending => return Poll::Pending,
                 // The task is only ever lost with its runtime.
                 Poll::Ready(joined) => joined.unwrap_or_else(|lost| {

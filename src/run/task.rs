@@ -16,6 +16,7 @@ use std::{
 
 use http::{Response, uri::PathAndQuery};
 use http_body::Body;
+use tokio::task::coop::unconstrained;
 use tracing::{Instrument, Span};
 
 use super::{Backoff, Registered, State, collect::collect, slots::Slot};
@@ -72,8 +73,10 @@ where
     let end = {
         let outcome = outcome(id, future, target.as_ref(), state.limits.max_outcome_bytes);
         let mut outcome = pin!(outcome);
-        let mut ended_elsewhere = pin!(ended_elsewhere(&state, id, version));
-        let mut limit = pin!(tokio::time::sleep(run_time));
+        // Unconstrained: a handler that has used up its task's budget in a poll (tokio,
+        // src/task/coop) would keep the others from ever being ready.
+        let mut ended_elsewhere = pin!(unconstrained(ended_elsewhere(&state, id, version)));
+        let mut limit = pin!(unconstrained(tokio::time::sleep(run_time)));
         // Dropped before the handler's future, whose drop may wait for what it tells to stop.
         let mut asked = asked;
         let end = poll_fn(|cx| {

@@ -62,9 +62,9 @@ problems! {
     INTERRUPTED: "interrupted", SERVICE_UNAVAILABLE, "The work was interrupted",
         "The server shut down before the job was finished. The request may be sent again.";
     FULL: "limit-reached", SERVICE_UNAVAILABLE, "No room for another job",
-        "The server has as many jobs as it may have. Nothing of the request was begun; send it again after the time in Retry-After.";
+        "The server has as many jobs as it may have. Send the request again after the time in Retry-After.";
     DRAINING: "shutting-down", SERVICE_UNAVAILABLE, "Shutting down",
-        "The server is shutting down and begins no new jobs. Nothing of the request was begun; send it again after the time in Retry-After.";
+        "The server is shutting down and begins no new jobs. Send the request again after the time in Retry-After.";
     STORE: "store-unavailable", SERVICE_UNAVAILABLE, "The job store does not answer",
         "The server cannot reach the place where jobs are kept. Send the request again after the time in Retry-After.";
 }
