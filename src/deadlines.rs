@@ -269,7 +269,9 @@ struct Alive {
 impl Drop for Alive {
     fn drop(&mut self) {
         let mut scan = lock(&self.shared.scan);
-        if scan.alive != Some(self.number) {
+        // A scan that panics is on a runtime without time; another one there would panic too, and wake
+        // everybody to start the next.
+        if scan.alive != Some(self.number) || std::thread::panicking() {
             return;
         }
         scan.alive = None;
@@ -467,6 +469,29 @@ mod tests {
                 deadlines.release(deadline);
             }
         }
+    }
+
+    #[test]
+    fn a_runtime_without_time_is_not_kept_busy() {
+        let deadlines = Arc::new(Deadlines::new());
+        let polls = Arc::new(AtomicUsize::new(0));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (waiting, counted) = (Arc::clone(&deadlines), Arc::clone(&polls));
+        let mut armed = None;
+        runtime.spawn(poll_fn(move |cx| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            match &armed {
+                None => armed = Some(waiting.arm(BUDGET, cx.waker())),
+                Some(deadline) => assert!(!waiting.poll(deadline, cx.waker())),
+            }
+            Poll::<()>::Pending
+        }));
+        runtime.block_on(async {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(polls.load(Ordering::Relaxed), 1, "woken by a scan that panicked");
     }
 
     #[test]
