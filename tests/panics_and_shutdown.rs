@@ -119,14 +119,16 @@ trait MapBytes: futures_util::Stream<Item = ()> + Sized {
 
 impl<S: futures_util::Stream<Item = ()>> MapBytes for S {}
 
+struct PanicsAtDrop;
+
+impl Drop for PanicsAtDrop {
+    fn drop(&mut self) {
+        panic!("told to");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn trap_6_1_a_panic_in_a_handlers_drop_ends_the_job_too() {
-    struct PanicsAtDrop;
-    impl Drop for PanicsAtDrop {
-        fn drop(&mut self) {
-            panic!("told to");
-        }
-    }
     let offload = Offload::builder("/jobs").max_running(1).build().unwrap();
     let at_its_end = service(|| async {
         let _panics = PanicsAtDrop;
@@ -144,6 +146,22 @@ async fn trap_6_1_a_panic_in_a_handlers_drop_ends_the_job_too() {
     assert_eq!(offload.status().oneshot(delete).await.unwrap().status(), 200);
     assert_eq!(ended(&offload, &job).await["status"], "canceled");
     // Its place is given back.
+    assert_eq!(offload.drain(BUDGET).await.interrupted(), 0);
+}
+
+/// The end is written by the task's own drop then, which cannot wait for a slow store.
+#[tokio::test(start_paused = true)]
+async fn trap_6_1_a_panic_in_a_handlers_drop_reaches_a_slow_store_too() {
+    let store = Held::new(Insert::Works);
+    let offload = Offload::builder("/jobs").store(store.clone()).max_running(1).build().unwrap();
+    let out_of_time = service(|| async {
+        let _panics = PanicsAtDrop;
+        pending::<()>().await;
+    });
+    let policy = Policy::after(BUDGET).timeout(BUDGET);
+    let job = job(&send(&offload, policy, out_of_time).await);
+    store.changes_take(BUDGET);
+    failed(&offload, &job, 500, "panicked").await;
     assert_eq!(offload.drain(BUDGET).await.interrupted(), 0);
 }
 

@@ -70,7 +70,8 @@ enum Stage {
     Armed(Deadline),
     /// Waits for the body to be over.
     Uploading(Uploading),
-    Registering(Registering),
+    /// Boxed, since nearly no request comes to it, and each is moved with room for it.
+    Registering(Box<Registering>),
     Attached,
 }
 
@@ -262,7 +263,7 @@ impl Watch {
                 };
                 self.uploaded(standing, cx)
             }
-            Stage::Registering(registering) => match Pin::new(registering).poll(cx) {
+            Stage::Registering(registering) => match Pin::new(&mut **registering).poll(cx) {
                 Poll::Pending => Step::Wait,
                 Poll::Ready(Ok(registered)) => Step::Detach(registered),
                 Poll::Ready(Err(refusal)) => self.refused(refusal),
@@ -300,7 +301,7 @@ impl Watch {
         let ttl = self.shared.policies.get(self.policy).kept_for();
         let ttl = ttl.unwrap_or(self.shared.state.limits.ttl);
         let id = self.asked.id().map_err(Refusal::Store)?;
-        Ok(Stage::Registering(Registering::start(slot, id, ttl, cx)?))
+        Ok(Stage::Registering(Box::new(Registering::start(slot, id, ttl, cx)?)))
     }
 
     /// There is no room for a job, or the store fails: what has begun stays as it is.

@@ -5,6 +5,7 @@
 
 mod collect;
 mod drain;
+mod insist;
 mod limits;
 mod register;
 mod slots;

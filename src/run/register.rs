@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
@@ -14,7 +14,7 @@ use tokio::{
     task::{JoinHandle, coop::unconstrained},
 };
 
-use super::{Backoff, State, slots::Slot};
+use super::{State, insist::insist, slots::Slot};
 use crate::{
     error::{Error, ErrorKind},
     job::{JobId, Record},
@@ -62,31 +62,10 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let Some(slot) = self.slot.take() else { return };
-        let id = self.record.id();
-        // The request may be dropped on a plain thread, and a store may need its runtime.
-        let _entered = self.runtime.enter();
-        let mut answer = slot.state.store.take_back(id);
-        // The store in memory is done at the first poll, and no task is needed.
-        let mut cx = Context::from_waker(Waker::noop());
-        let failed = match Pin::new(&mut answer).poll(&mut cx) {
-            Poll::Ready(Ok(())) => return,
-            Poll::Ready(Err(error)) => Some(error),
-            Poll::Pending => None,
-        };
-        self.runtime.spawn(async move {
-            let mut outcome = match failed {
-                Some(error) => Err(error),
-                None => answer.await,
-            };
-            // Repeated until it holds.
-            let mut backoff = Backoff::new();
-            while let Err(error) = outcome {
-                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot take back a job, trying again");
-                backoff.wait().await;
-                outcome = slot.state.store.take_back(id).await;
-            }
-        });
+        if let Some(slot) = self.slot.take() {
+            let id = self.record.id();
+            insist(&self.runtime, slot, id, move |store| store.take_back(id));
+        }
     }
 }
 

@@ -8,18 +8,18 @@ use std::{
     any::Any,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::Poll,
     time::Duration,
 };
 
 use http::{Response, uri::PathAndQuery};
 use http_body::Body;
-use tokio::task::coop::unconstrained;
+use tokio::{runtime::Handle, task::coop::unconstrained};
 use tracing::{Instrument, Span};
 
-use super::{Backoff, Registered, State, collect::collect, slots::Slot};
+use super::{Backoff, Registered, State, collect::collect, insist::insist, slots::Slot};
 use crate::{
     error::BoxError,
     job::{Asked, Change, End, Failure, JobId, within},
@@ -52,15 +52,16 @@ impl<F> Work<F> {
         if let Some((slot, runtime)) = registered.into_parts() {
             // Made here, since the task may be dropped before it is polled: a runtime that shuts
             // down begins no more tasks.
-            let unfinished = Unfinished { id, slot, finished: false };
-            runtime.spawn(run(self, version, unfinished).instrument(Span::current()));
+            let state = Arc::clone(&slot.state);
+            let unfinished = Unfinished { id, runtime: runtime.clone(), slot: Some(slot) };
+            runtime.spawn(run(self, version, state, unfinished).instrument(Span::current()));
         }
     }
 }
 
 /// `unfinished` comes last, so it is dropped last: the place is free when the handler's future is
 /// really gone.
-async fn run<F, B, E>(work: Work<F>, version: u32, mut unfinished: Unfinished)
+async fn run<F, B, E>(work: Work<F>, version: u32, state: Arc<State>, mut unfinished: Unfinished)
 where
     F: Future<Output = Result<Response<B>, E>> + Send,
     B: Body<Data: Send, Error: Into<BoxError>> + Send,
@@ -68,7 +69,6 @@ where
 {
     let Work { asked, future, target, run_time, name } = work;
     let id = unfinished.id;
-    let state = Arc::clone(&unfinished.slot.state);
     tracing::debug!(job = %id, policy = name.as_deref(), "detached");
     let end = {
         let outcome = outcome(id, future, target.as_ref(), state.limits.max_outcome_bytes);
@@ -106,7 +106,7 @@ where
     if let Some(end) = end {
         finish(&state, id, end).await;
     }
-    unfinished.finished = true;
+    unfinished.slot = None;
 }
 
 /// What comes of the handler, if nothing else ends the job.
@@ -168,26 +168,23 @@ async fn ended_elsewhere(state: &State, id: JobId, mut seen: u32) {
     }
 }
 
-/// Ends the job when its task does not: aborted, or dropped with its runtime. `catch_unwind` sees
-/// neither.
+/// Ends the job when its task does not: dropped with its runtime, or ended by a panic in the drop of
+/// the handler's future. `catch_unwind` sees neither.
 struct Unfinished {
     id: JobId,
-    slot: Slot,
-    finished: bool,
+    runtime: Handle,
+    /// `None` once the job has its end.
+    slot: Option<Slot>,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if self.finished {
-            return;
-        }
-        // Dropping the handler's future may have panicked too.
+        let Some(slot) = self.slot.take() else { return };
         let failure =
             if std::thread::panicking() { Failure::Panicked } else { Failure::Interrupted };
-        let change = Change::Finish(End::Failure(failure));
-        let mut change = self.slot.state.store.change(self.id, change);
-        // The store in memory is done at the first poll. A task for the rest would be born canceled
-        // while a runtime shuts down; a shared store has other means to notice a lost node.
-        let _ = Pin::new(&mut change).poll(&mut Context::from_waker(Waker::noop()));
+        let id = self.id;
+        insist(&self.runtime, slot, id, move |store| {
+            store.change(id, Change::Finish(End::Failure(failure)))
+        });
     }
 }
