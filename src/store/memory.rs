@@ -363,6 +363,8 @@ mod tests {
             );
             store.insert(record.clone(), 0).await.unwrap();
             store.change(record.id(), Change::Cancel).await.unwrap();
+            // The task sleeps until this one is due when the next, sooner one comes.
+            tokio::task::yield_now().await;
         }
         for (after, left) in [(1100, 2), (60_000, 1), (3_600_000, 0)] {
             tokio::time::sleep(Duration::from_millis(after)).await;
