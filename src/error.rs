@@ -29,7 +29,7 @@ pub enum ErrorKind {
     /// The store did not answer, or answered with an error. What it was asked to do may or may not
     /// have been done.
     StoreUnavailable,
-    /// A stored outcome could not be read back.
+    /// Something could not be read back: a stored outcome, or the text of an id.
     Corrupt,
     /// The operating system gave no random numbers for an id.
     Random,

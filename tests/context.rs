@@ -151,6 +151,23 @@ async fn trap_5_2_the_span_of_the_request_is_the_jobs_too() {
     }
 }
 
+/// A span that was entered around the call alone is the job's as well.
+#[tokio::test(start_paused = true)]
+async fn trap_5_2_the_span_of_the_call_is_the_jobs() {
+    let spans = Spans::default();
+    let _default =
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(spans.clone()));
+    let offload = Offload::new("/jobs");
+    let handler = service(|_| async {
+        sleep(BUDGET * 2).await;
+        tracing::info!("after");
+    });
+    let mut layered = offload.layer(Policy::after(BUDGET)).layer(handler);
+    let answer = tracing::info_span!("call").in_scope(|| layered.call(request("/")));
+    ended(&offload, &job(&answer.await.unwrap())).await;
+    assert_eq!(spans.of("after"), ["call"]);
+}
+
 /// The documented order, from outside: trace, authentication, offload, concurrency limit, timeout,
 /// catch-panic, handler.
 #[tokio::test(start_paused = true)]

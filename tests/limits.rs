@@ -460,6 +460,25 @@ async fn a_body_that_never_ends_is_bounded_by_time() {
     assert!(soon("the body is dropped", is_dropped).await.is_err());
 }
 
+/// An upload that stalls holds no place; a drain has nothing to wait for.
+#[tokio::test]
+async fn an_upload_that_stalls_holds_no_place() {
+    let client = Client::http1();
+    let mut desk = Desk::new(builder().max_running(1)).await;
+    let mut stalled = desk.server.connect().await;
+    stalled.write("POST /always HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf").await;
+    for _ in 0..3 {
+        let (job, call) = desk.running(&client).await;
+        call.answer(());
+        client.ended(&desk.server, &job).await;
+    }
+    soon("nothing is promised", desk.offload.drain(Duration::from_secs(3600))).await;
+    // It is refused at its end: the places are gone by then.
+    stalled.write("whole").await;
+    let (head, _) = soon("an answer", stalled.read_response()).await;
+    assert!(head.starts_with("http/1.1 503"), "{head}");
+}
+
 // ------------------------------------------------------------------------ bodies of requests
 
 #[tokio::test]

@@ -422,9 +422,22 @@ async fn a_drain_waits_for_a_slow_store_once() {
         let answer = send(&offload, Policy::always(), service(pending::<()>)).await;
         job(&answer);
     }
-    store.changes_take(Duration::from_secs(1));
+    store.changes_take(Duration::from_millis(500));
     let start = Instant::now();
     assert_eq!(offload.drain(BUDGET).await.interrupted(), 50);
+    assert_eq!(start.elapsed(), BUDGET + Duration::from_millis(500));
+}
+
+/// A store that does not answer gets one second, and no more.
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_a_store_that_does_not_answer() {
+    let store = Held::new(Insert::Works);
+    let offload = Offload::builder("/jobs").store(store.clone()).build().unwrap();
+    job(&send(&offload, Policy::always(), service(pending::<()>)).await);
+    store.changes_take(Duration::from_secs(3600));
+    let start = Instant::now();
+    let drained = offload.drain(BUDGET).await;
+    assert_eq!((drained.finished(), drained.interrupted()), (0, 0));
     assert_eq!(start.elapsed(), BUDGET + Duration::from_secs(1));
 }
 

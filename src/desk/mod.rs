@@ -24,7 +24,10 @@ use crate::{
 /// [`Policies`] around the router. Mount [`status`](Self::status) at the path given to
 /// [`new`](Self::new).
 ///
-/// It needs a tokio runtime with time enabled. A request polled outside of one stays attached.
+/// It needs a tokio runtime with time enabled; a request polled outside of one stays attached, or
+/// is answered 503 by an `always` route. One desk is meant for one runtime: in a process with
+/// several, whose budgets are then watched by one of them, a thread blocked there delays the 202s of
+/// the others.
 #[derive(Debug, Clone)]
 pub struct Offload {
     state: Arc<State>,
@@ -79,7 +82,8 @@ impl Offload {
 
     /// Shutdown: begins no new jobs from now on (`after` routes stay attached, `always` routes
     /// answer 503), and waits until all jobs have ended, at most for `deadline`. Jobs that still run
-    /// then end as failed with the problem `interrupted`, and their futures are dropped.
+    /// then end as failed with the problem `interrupted`, and their futures are dropped; a store that
+    /// does not answer gets one more second to take that down.
     ///
     /// Await it *inside* the server's graceful shutdown, so that status URLs are answered meanwhile;
     /// when the server has stopped, nobody can fetch what was finished:
@@ -156,8 +160,8 @@ impl OffloadBuilder {
         self
     }
 
-    /// How many jobs may run at once. Default: 256, which with 4 MiB for each outcome are the 1 GiB
-    /// of `max_stored_bytes`.
+    /// How many jobs may run at once. Default: 128, which with 4 MiB for each outcome take half of
+    /// the 1 GiB of `max_stored_bytes`; the other half is for outcomes that are kept.
     pub fn max_running(mut self, jobs: usize) -> Self {
         self.limits.max_running = jobs;
         self

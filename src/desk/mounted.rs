@@ -106,21 +106,24 @@ where
     type Future = MountedFuture<S::Future, S::Response, S::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        if let Poll::Ready(ready) = self.inner.poll_ready(cx) {
-            ready?;
-            self.is_ready = true;
-        }
+        // An error of the service inside is told to the request that is for it, when that asks again.
+        self.is_ready = matches!(self.inner.poll_ready(cx), Poll::Ready(Ok(())));
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<ReqB>) -> Self::Future {
+        let was_ready = std::mem::take(&mut self.is_ready);
         if self.status.is_for(request.uri().path()) {
+            // What was asked whether it is ready may hold a permit, or a place in the queue for one.
+            self.inner = self.inner.clone();
             return Inner::Status { answer: self.status.call(request) }.into();
         }
-        if std::mem::take(&mut self.is_ready) {
+        if was_ready {
             return Inner::Called { answer: self.inner.call(request) }.into();
         }
-        let mut inner = self.inner.clone();
+        // The one that was asked already has its place in the queue; a clone would stand behind it.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
         let answer = Box::pin(async move {
             std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
             inner.call(request).await

@@ -24,6 +24,7 @@ use std::{
 use bytes::Bytes;
 use http::{Response, uri::PathAndQuery};
 use http_body::Body;
+use tracing::Span;
 
 use super::{
     layer::Shared,
@@ -36,7 +37,7 @@ use crate::{
     error::BoxError,
     job::{Asked, JobId, within},
     policy::{Plan, Start},
-    run::{RETRY_AFTER, Refusal, Registered, Registering, Slot, Slots, Work},
+    run::{RETRY_AFTER, Refusal, Registered, Registering, Slots, Work},
     wire::{self, Problem},
 };
 
@@ -58,6 +59,8 @@ pub(super) struct Watch {
     pub(super) policy: usize,
     pub(super) plan: Plan,
     pub(super) target: Option<PathAndQuery>,
+    /// The span that was current at the call.
+    pub(super) span: Span,
     /// `None` where the body was over at the call.
     pub(super) upload: Option<Upload>,
     pub(super) asked: Asked,
@@ -68,19 +71,13 @@ pub(super) struct Watch {
 enum Stage {
     Started,
     Armed(Deadline),
-    /// Waits for the body to be over.
-    Uploading(Uploading),
+    /// Waits for the body to be over; with `drain`, the wire is still read into the buffer.
+    Uploading {
+        drain: bool,
+    },
     /// Boxed, since nearly no request comes to it, and each is moved with room for it.
     Registering(Box<Registering>),
     Attached,
-}
-
-#[derive(Debug)]
-struct Uploading {
-    /// An `always` route takes its place before its handler is begun.
-    slot: Option<Slot>,
-    /// Whether the wire is still read into the buffer.
-    drain: bool,
 }
 
 /// What one look at a stage comes to.
@@ -157,6 +154,7 @@ where
             future,
             asked: std::mem::take(&mut watch.asked),
             target: watch.target.take(),
+            span: std::mem::replace(&mut watch.span, Span::none()),
             run_time: policy.run_time().map_or(limit, |own| own.min(limit)),
             name: policy.label().cloned(),
         };
@@ -198,8 +196,8 @@ impl Watch {
         plan: Plan,
         target: Option<PathAndQuery>,
     ) -> Self {
-        let asked = Asked::default();
-        Self { shared, policy, plan, target, upload: None, asked, stage: Stage::Started }
+        let (span, asked) = (Span::current(), Asked::default());
+        Self { shared, policy, plan, target, span, upload: None, asked, stage: Stage::Started }
     }
 
     /// The id under which a job is being registered.
@@ -217,18 +215,19 @@ impl Watch {
             && self.upload.is_none()
     }
 
-    /// Takes an `always` route's place before its handler is begun.
+    /// An `always` route: begins its handler only where there is room for its job.
     fn start(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
         if !matches!(self.stage, Stage::Started) || self.plan.start != Start::Spawned {
             return None;
         }
-        match Slots::take(&self.shared.state) {
+        let begun = match self.upload {
+            // The place itself is taken when the upload is over: one that stalls must not hold it.
+            Some(_) => self.shared.state.slots.look().map(|()| Stage::UPLOADING),
+            None => self.register(cx),
+        };
+        match begun {
+            Ok(stage) => self.enter(stage),
             Err(refusal) => return Some(refusal),
-            Ok(slot) if self.upload.is_some() => self.enter(Stage::uploading(Some(slot))),
-            Ok(slot) => match self.register(slot, cx) {
-                Err(refusal) => return Some(refusal),
-                Ok(stage) => self.enter(stage),
-            },
         }
         None
     }
@@ -248,17 +247,17 @@ impl Watch {
             Stage::Attached => Step::Wait,
             Stage::Started => match self.plan.start {
                 Start::Budget(budget) => Step::Next(self.arm(budget, cx)),
-                Start::FirstPoll | Start::Spawned => Step::Next(Stage::uploading(None)),
+                Start::FirstPoll | Start::Spawned => Step::Next(Stage::UPLOADING),
             },
             Stage::Armed(deadline) => {
                 match self.shared.state.deadlines.poll(deadline, cx.waker()) {
-                    true => Step::Next(Stage::uploading(None)),
+                    true => Step::Next(Stage::UPLOADING),
                     false => Step::Wait,
                 }
             }
-            Stage::Uploading(uploading) => {
+            Stage::Uploading { drain } => {
                 let standing = match &self.upload {
-                    Some(upload) => upload.poll_over(cx, &mut uploading.drain),
+                    Some(upload) => upload.poll_over(cx, drain),
                     None => Standing::Over { late: false },
                 };
                 self.uploaded(standing, cx)
@@ -271,10 +270,7 @@ impl Watch {
         }
     }
 
-    fn uploaded(&mut self, standing: Standing, cx: &mut Context<'_>) -> Step {
-        let Stage::Uploading(uploading) = &mut self.stage else {
-            return Step::Wait;
-        };
+    fn uploaded(&self, standing: Standing, cx: &mut Context<'_>) -> Step {
         match (standing, self.plan.start) {
             (Standing::Open, _) => Step::Wait,
             (Standing::Broken, _) => Step::Next(Stage::Attached),
@@ -282,14 +278,10 @@ impl Watch {
             (Standing::Over { late: true }, Start::Budget(budget)) => {
                 Step::Next(self.arm(budget, cx))
             }
-            (Standing::Over { .. }, _) => {
-                let slot =
-                    uploading.slot.take().map_or_else(|| Slots::take(&self.shared.state), Ok);
-                match slot.and_then(|slot| self.register(slot, cx)) {
-                    Ok(stage) => Step::Next(stage),
-                    Err(refusal) => self.refused(refusal),
-                }
-            }
+            (Standing::Over { .. }, _) => match self.register(cx) {
+                Ok(stage) => Step::Next(stage),
+                Err(refusal) => self.refused(refusal),
+            },
         }
     }
 
@@ -297,7 +289,9 @@ impl Watch {
         Stage::Armed(self.shared.state.deadlines.arm(budget, cx.waker()))
     }
 
-    fn register(&self, slot: Slot, cx: &mut Context<'_>) -> Result<Stage, Refusal> {
+    /// Takes a place, and registers a job for it.
+    fn register(&self, cx: &mut Context<'_>) -> Result<Stage, Refusal> {
+        let slot = Slots::take(&self.shared.state)?;
         let ttl = self.shared.policies.get(self.policy).kept_for();
         let ttl = ttl.unwrap_or(self.shared.state.limits.ttl);
         let id = self.asked.id().map_err(Refusal::Store)?;
@@ -315,9 +309,7 @@ impl Watch {
 }
 
 impl Stage {
-    fn uploading(slot: Option<Slot>) -> Self {
-        Self::Uploading(Uploading { slot, drain: true })
-    }
+    const UPLOADING: Self = Self::Uploading { drain: true };
 }
 
 impl Drop for Watch {

@@ -26,13 +26,15 @@
 
 use std::{
     collections::VecDeque,
-    pin::Pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::task::coop::unconstrained;
 
 use crate::{body::RequestBody, run::State};
 
@@ -121,7 +123,13 @@ impl Upload {
     /// wire is read into the buffer, instead of by the handler, until the buffer is full: then
     /// `drain` becomes false, and the handler reads the wire itself again.
     pub(super) fn poll_over(&self, cx: &mut Context<'_>, drain: &mut bool) -> Standing {
-        self.0.poll_over(cx, drain)
+        // Unconstrained: the handler, polled before it, may have used up the task's budget (tokio,
+        // src/task/coop), and the wire would never be ready.
+        let look = poll_fn(|cx| Poll::Ready(self.0.poll_over(cx, drain)));
+        match pin!(unconstrained(look)).poll(cx) {
+            Poll::Ready(standing) => standing,
+            Poll::Pending => Standing::Open,
+        }
     }
 }
 

@@ -70,7 +70,8 @@ impl Policy {
     }
 
     /// Offload a request whose handler has not answered within `budget`, counted from where the
-    /// handler first waits for something.
+    /// handler first waits for something. A handler that had to wait for an upload which outlasts
+    /// the budget has one more from the body's end.
     ///
     /// The client's `Prefer: respond-async` makes the budget zero, or what its `wait=N` says.
     ///

@@ -102,6 +102,13 @@ fn parse(pattern: &str) -> Result<(Option<Method>, &str), Error> {
     if !path.starts_with('/') {
         return Err(wrong(pattern, &"a path begins with a slash"));
     }
+    // axum refuses the first two as well; a request's path never holds the others.
+    if path.split('/').any(|segment| segment.starts_with([':', '*'])) {
+        return Err(wrong(pattern, &"parameters are written {name}, and a rest {*name}"));
+    }
+    if path.contains(['?', '#']) {
+        return Err(wrong(pattern, &"a path has neither query nor fragment"));
+    }
     let Some(method) = method else {
         return Ok((None, path));
     };
@@ -180,6 +187,10 @@ mod tests {
         for (pattern, why) in [
             ("reports", "slash"),
             ("POST reports", "slash"),
+            ("/x/:id", "{name}"),
+            ("/x/*rest", "{*name}"),
+            ("/x?y=1", "query"),
+            ("/x#a", "fragment"),
             ("post /x", "capitals"),
             ("P@ST /x", "capitals"),
             ("/x/{", "parameter"),

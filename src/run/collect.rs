@@ -24,6 +24,11 @@ where
     B: Body<Error: Into<BoxError>>,
 {
     let (mut head, body) = response.into_parts();
+    // An interim response (RFC 9110, section 15.2) is no answer, and no server sends it as one.
+    if head.status.is_informational() {
+        tracing::error!(job = %id, status = %head.status, "the service answered with an interim response");
+        return End::Failure(Failure::ServiceError);
+    }
     wire::prepare(&mut head, target);
     let mut body = pin!(body);
     let mut writer = OutcomeWriter::new(&head);

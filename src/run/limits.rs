@@ -11,8 +11,8 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// All limits of an `Offload`. Each has a builder method of its name.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
-    /// 256, which with 4 MiB for each outcome is the 1 GiB of `max_stored_bytes`. So many handlers
-    /// that each take longer than a client waits are a machine's fill.
+    /// 128: with 4 MiB for each outcome they take half of the 1 GiB of `max_stored_bytes`, which
+    /// leaves the other half for outcomes that are kept.
     pub(crate) max_running: usize,
     /// 16,384: each is a connection, of which a process seldom has more; about 1 KiB each.
     pub(crate) max_waiters: usize,
@@ -38,7 +38,7 @@ pub(crate) const MAX_STORED_BYTES: usize = 1 << 30;
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_running: 256,
+            max_running: 128,
             max_waiters: 16_384,
             max_wait: Duration::from_secs(30),
             max_body_bytes: 2 << 20,

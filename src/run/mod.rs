@@ -19,7 +19,7 @@ pub use drain::Drained;
 pub(crate) use drain::drain;
 pub(crate) use limits::{Limits, MAX_STORED_BYTES, RETRY_AFTER};
 pub(crate) use register::{Refusal, Registered, Registering};
-pub(crate) use slots::{BodyBytes, Slot, Slots};
+pub(crate) use slots::{BodyBytes, Slots};
 pub(crate) use task::Work;
 
 use crate::{deadlines::Deadlines, store::Store, wire::Urls};

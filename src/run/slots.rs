@@ -48,14 +48,24 @@ impl Slots {
     /// Takes a place for a job.
     pub(crate) fn take(state: &Arc<State>) -> Result<Slot, Refusal> {
         let mut running = state.slots.lock();
+        state.slots.room(&running)?;
+        running.taken += 1;
+        Ok(Slot { state: Arc::clone(state), job: None })
+    }
+
+    /// Whether there is a place just now.
+    pub(crate) fn look(&self) -> Result<(), Refusal> {
+        self.room(&self.lock())
+    }
+
+    fn room(&self, running: &Running) -> Result<(), Refusal> {
         if running.draining {
             return Err(Refusal::Draining);
         }
-        if running.taken == state.slots.max {
+        if running.taken == self.max {
             return Err(Refusal::Full("max_running"));
         }
-        running.taken += 1;
-        Ok(Slot { state: Arc::clone(state), job: None })
+        Ok(())
     }
 
     /// Gives no more places from now on. Tells how many jobs have ended until now.

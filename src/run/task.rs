@@ -34,13 +34,15 @@ pub(crate) struct Work<F> {
     pub(crate) future: F,
     /// The original request's path, which the response's relative references are resolved against.
     pub(crate) target: Option<PathAndQuery>,
+    /// The span in which the handler runs.
+    pub(crate) span: Span,
     pub(crate) run_time: Duration,
     /// The policy's name.
     pub(crate) name: Option<Arc<str>>,
 }
 
 impl<F> Work<F> {
-    /// Runs the job in a task, with the span that is current.
+    /// Runs the job in a task, with its span.
     pub(crate) fn spawn<B, E>(self, registered: Registered)
     where
         F: Future<Output = Result<Response<B>, E>> + Send + 'static,
@@ -54,7 +56,8 @@ impl<F> Work<F> {
             // down begins no more tasks.
             let state = Arc::clone(&slot.state);
             let unfinished = Unfinished { id, runtime: runtime.clone(), slot: Some(slot) };
-            runtime.spawn(run(self, version, state, unfinished).instrument(Span::current()));
+            let span = self.span.clone();
+            runtime.spawn(run(self, version, state, unfinished).instrument(span));
         }
     }
 }
@@ -67,7 +70,7 @@ where
     B: Body<Data: Send, Error: Into<BoxError>> + Send,
     E: Into<BoxError>,
 {
-    let Work { asked, future, target, run_time, name } = work;
+    let Work { asked, future, target, run_time, name, .. } = work;
     let id = unfinished.id;
     tracing::debug!(job = %id, policy = name.as_deref(), "detached");
     let end = {
@@ -158,8 +161,8 @@ async fn ended_elsewhere(state: &State, id: JobId, mut seen: u32) {
         match (woken, state.store.read(id).await) {
             (Ok(()), Ok(Some(record))) if record.status().is_end() => return,
             (Ok(()), Ok(Some(record))) => seen = record.version(),
-            // A store that has lost the job: the work is finished all the same.
-            (Ok(()), Ok(None)) => std::future::pending().await,
+            // It has ended, and expired since: a store drops nothing else.
+            (Ok(()), Ok(None)) => return,
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot watch a job, trying again");
                 backoff.wait().await;

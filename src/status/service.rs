@@ -157,7 +157,7 @@ async fn get(
     wait: Option<Duration>,
 ) -> Result<Response<StatusBody>, Error> {
     if let Some(wait) = wait {
-        wait_for_end(state, id, wait).await?;
+        wait_for_end(state, id, wait).await;
     }
     if resource == Resource::Result {
         return Ok(match state.store.fetch(id).await? {
@@ -216,24 +216,21 @@ async fn delete(
     })
 }
 
-/// `Prefer: wait`: returns when the job ends, when the time is over, or, past the bound on waiters,
-/// at once. It is woken by the change itself.
-async fn wait_for_end(state: &State, id: JobId, wait: Duration) -> Result<(), Error> {
-    let Ok(_waiter) = state.waiters.try_acquire() else {
-        return Ok(());
-    };
+/// `Prefer: wait`: returns when the job ends, when the time is over or, past the bound on waiters,
+/// at once. It is woken by the change itself. Waiting is never an error: when the store fails, the
+/// answer for this moment tells.
+async fn wait_for_end(state: &State, id: JobId, wait: Duration) {
+    let Ok(_waiter) = state.waiters.try_acquire() else { return };
     let end = async {
-        loop {
-            let Some(record) = state.store.read(id).await? else {
-                return Ok(());
-            };
-            if record.status().is_end() {
-                return Ok(());
+        while let Ok(Some(record)) = state.store.read(id).await {
+            let ended = record.status().is_end();
+            if ended || state.store.changed(id, record.version()).await.is_err() {
+                return;
             }
-            state.store.changed(id, record.version()).await?;
         }
     };
-    tokio::time::timeout(wait, end).await.unwrap_or(Ok(()))
+    // Out of time or not, the answer is the one for this moment.
+    drop(tokio::time::timeout(wait, end).await);
 }
 
 fn bytes(response: Response<Bytes>) -> Response<StatusBody> {

@@ -19,8 +19,9 @@ impl Preferences {
         let mut found = Self::default();
         let mut seen_wait = false;
         for line in headers.get_all(PREFER) {
-            // A line that is not text cannot hold a preference known here.
-            for member in split_quoted(line.to_str().unwrap_or(""), b',') {
+            // A quoted string may hold bytes that are no ASCII (RFC 9110, section 5.6.4).
+            let line = String::from_utf8_lossy(line.as_bytes());
+            for member in split_quoted(&line, b',') {
                 let preference = split_quoted(member, b';').next().unwrap_or("");
                 let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
                 let (name, value) = (name.trim(), unquoted(value.trim()));
@@ -90,6 +91,7 @@ mod tests {
         assert_eq!(of(&["wait = 5;x , RESPOND-ASYNC ;y=z"]), (true, Some(5)));
         assert_eq!(of(&["wait=\"7\""]), (false, Some(7)));
         assert_eq!(of(&["respond-async=\"\""]), (true, None));
+        assert_eq!(of(&["respond-async, x=\"é\", wait=2"]), (true, Some(2)));
     }
 
     #[test]
