@@ -18,8 +18,8 @@ use crate::job::JobId;
 /// So many jobs are dropped before others of the runtime get their turn.
 const BATCH: usize = 256;
 
-/// Memory is given back when more than half of all have gone, and this many beside: so that each
-/// job pays for it once, and a small store never.
+/// Memory is given back when more than half of all have gone, and this many beside, so that each job
+/// pays for it once; and when all have gone.
 const WORTH_SHRINKING: usize = 4096;
 
 /// What is emptied by an [`Expiry`].
@@ -100,7 +100,8 @@ impl Expiry {
     /// Gives memory back, if much is unused, and tells whether it was.
     fn shrink(&self) -> bool {
         let mut queue = self.lock();
-        let much = queue.due.capacity() > 2 * queue.due.len() + WORTH_SHRINKING;
+        let (len, capacity) = (queue.due.len(), queue.due.capacity());
+        let much = capacity > 2 * len + WORTH_SHRINKING || len == 0 && capacity > 0;
         if much {
             queue.due.shrink_to_fit();
         }
@@ -232,7 +233,7 @@ mod tests {
             (0..1000).for_each(|_| counted.push(1));
             assert_eq!(tasks(), 1);
             pass(1).await;
-            assert_eq!((tasks(), counted.counts()), (0, (round * 1000, 0, 0)));
+            assert_eq!((tasks(), counted.counts()), (0, (round * 1000, round, 0)));
         }
     }
 }
