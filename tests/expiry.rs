@@ -182,7 +182,7 @@ async fn a_route_has_its_own_ttl() {
 #[tokio::test(start_paused = true)]
 async fn memory_is_given_back() {
     const OUTCOME: usize = 1 << 20;
-    let builder = Offload::builder("/jobs").ttl(TTL).max_outcome_bytes(OUTCOME);
+    let builder = Offload::builder("/jobs").ttl(TTL).max_running(200).max_outcome_bytes(OUTCOME);
     let desk = Desk::new(builder, MemoryStore::new(1 << 30), Policy::always());
     let used = || (desk.store.jobs(), desk.store.bytes());
     let mut jobs = Vec::new();
