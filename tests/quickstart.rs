@@ -1,14 +1,13 @@
 //! The quickstart example as a reader runs it: the program itself, over real HTTP.
 
+#[path = "support/program.rs"]
+mod program;
 mod support;
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::{Instant, SystemTime},
-};
+use std::{process::Stdio, time::Instant};
 
 use http::Request;
+use program::program;
 use support::{Answer, Client, soon};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
@@ -123,7 +122,7 @@ struct Quickstart {
 
 impl Quickstart {
     async fn start() -> Self {
-        let mut process = Command::new(program())
+        let mut process = Command::new(program("quickstart"))
             .env("ADDR", "127.0.0.1:0")
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -166,36 +165,4 @@ impl Quickstart {
     async fn ended(&self, job: &str) -> serde_json::Value {
         self.send("GET", &format!("{job}/status"), "wait=10", "").await.json()
     }
-}
-
-/// The example's program. Cargo and nextest build it with the tests, unless they are told to build
-/// one test file only: then it is built here.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
-    let program = profile.join(format!("examples/quickstart{}", std::env::consts::EXE_SUFFIX));
-    if !is_fresh(&program) {
-        let name = profile.file_name().and_then(|name| name.to_str()).expect("a profile");
-        let built = std::process::Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--example", "quickstart", "--manifest-path"])
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
-            .args(["--profile", if name == "debug" { "dev" } else { name }, "--target-dir"])
-            .arg(profile.parent().expect("target"))
-            .status()
-            .unwrap();
-        assert!(built.success(), "cannot build the example");
-    }
-    program
-}
-
-/// Whether a program is there, and newer than each source that cargo has noted beside it.
-fn is_fresh(program: &Path) -> bool {
-    let changed = |path: &Path| -> std::io::Result<SystemTime> { path.metadata()?.modified() };
-    let (Ok(built), Ok(noted)) =
-        (changed(program), std::fs::read_to_string(program.with_extension("d")))
-    else {
-        return false;
-    };
-    let (_, sources) = noted.split_once(": ").unwrap_or_default();
-    sources.split_whitespace().all(|source| changed(Path::new(source)).is_ok_and(|at| at <= built))
 }

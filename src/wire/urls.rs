@@ -20,6 +20,8 @@ pub enum LocationStyle {
 #[derive(Debug, Clone)]
 pub(crate) struct Urls {
     path: Box<str>,
+    /// Where the slashes of the path are: it is looked at for every request that is watched.
+    ends: Box<[usize]>,
     base: Box<str>,
     style: LocationStyle,
     operation_location: bool,
@@ -48,7 +50,8 @@ impl Urls {
         check("status path", path, check_path)?;
         let base = base.unwrap_or(path);
         check("public base", base, check_base)?;
-        Ok(Self { path: path.into(), base: base.into(), style, operation_location })
+        let ends = path.match_indices('/').map(|(at, _)| at).collect();
+        Ok(Self { path: path.into(), ends, base: base.into(), style, operation_location })
     }
 
     /// The status path, as this app sees it.
@@ -102,7 +105,7 @@ impl Urls {
 
     /// The status path, and what is left of it after its first segment, its first two, and so on.
     fn ends(&self) -> impl Iterator<Item = &str> {
-        self.path.match_indices('/').map(|(at, _)| &self.path[at..])
+        self.ends.iter().map(|at| &self.path[*at..])
     }
 }
 
