@@ -108,12 +108,14 @@ mod wire;
 pub use body::{RequestBody, ResponseBody, StatusBody};
 pub use desk::{MountedFuture, MountedLayer, MountedService, Offload, OffloadBuilder};
 pub use error::{BoxError, Error, ErrorKind};
-pub use job::{Change, End, Failure, Job, JobId, Outcome, Record, Status};
+pub use job::{
+    Change, Claim, Digest, End, Failure, Job, JobId, Outcome, Owner, Progress, Record, Status,
+};
 pub use offload::{
     Answers, Boxed, BoxedOffloadLayer, Movable, OffloadLayer, OffloadService, ResponseFuture,
 };
 pub use policy::{Policies, Policy};
-pub use run::Drained;
+pub use run::{Drain, Drained, PolicyStats, Stats};
 pub use status::{StatusFuture, StatusService};
 #[doc(inline)]
 pub use store::{MemoryStore, Store};

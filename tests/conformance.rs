@@ -18,8 +18,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower_offload::{
-    Change, End, Error, ErrorKind, JobId, MemoryStore, Outcome, Record, Store,
-    store::{Changed, StoreFuture, conformance},
+    Change, Digest, End, Error, ErrorKind, JobId, MemoryStore, Outcome, Record, Store,
+    store::{Changed, Inserted, Interest, StoreFuture, Usage, conformance},
 };
 
 const MIB: usize = 1 << 20;
@@ -327,8 +327,10 @@ impl Inner {
 }
 
 impl Store for Plain {
-    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<()> {
-        self.call(|inner| async move { inner.insert(record, outcome_bytes).await })
+    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<Inserted> {
+        self.call(|inner| async move {
+            inner.insert(record, outcome_bytes).await.map(|()| Inserted::New)
+        })
     }
 
     fn take_back(&self, id: JobId) -> StoreFuture<()> {
@@ -356,7 +358,15 @@ impl Store for Plain {
         self.call(|inner| async move { inner.change(id, change).await })
     }
 
-    fn changed(&self, id: JobId, seen: u32) -> StoreFuture<()> {
+    fn claimed(&self, _: Digest) -> StoreFuture<Option<Record>> {
+        StoreFuture::ready(Ok(None))
+    }
+
+    fn changed(&self, id: JobId, seen: u32, _: Interest) -> StoreFuture<()> {
         self.call(|inner| async move { inner.changed(id, seen).await })
+    }
+
+    fn usage(&self) -> StoreFuture<Vec<Usage>> {
+        StoreFuture::ready(Ok(Vec::new()))
     }
 }

@@ -409,15 +409,14 @@ async fn the_job_is_an_extractor() {
     let accepted = job(&send("/required").await);
     assert_eq!(replayed(&offload, &accepted).await, id_of(&accepted));
     for (path, status, text) in
-        [("/optional", 200, None), ("/none", 200, Some("none")), ("/missing", 500, None)]
+        [("/optional", 200, None), ("/none", 200, Some("none")), ("/missing", 200, None)]
     {
         let answer = send(path).await;
         assert_eq!(answer.status(), status, "{path}");
         let body = axum::body::to_bytes(answer.into_body(), 1000).await.unwrap();
         match text {
             Some(text) => assert_eq!(body, text),
-            None if status == 200 => assert_eq!(body.len(), accepted.len() - "/jobs/".len()),
-            None => assert!(body.starts_with(b"this handler extracts a Job"), "{body:?}"),
+            None => assert_eq!(body.len(), accepted.len() - "/jobs/".len()),
         }
     }
 }

@@ -20,7 +20,7 @@ const TTL: Duration = Duration::from_secs(600);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What one job without an outcome counts for, by the documentation of the store.
-const JOB_BYTES: usize = 512;
+const JOB_BYTES: usize = 1024;
 
 fn desk() -> Desk {
     let builder = Offload::builder("/jobs").ttl(TTL).max_run_time(TTL * 1000);
@@ -247,7 +247,7 @@ mod hammer {
     use futures_util::{FutureExt, stream::FuturesUnordered, stream::StreamExt};
     use tower_offload::{
         Change, End, Failure, Outcome, Record, Store,
-        store::{Changed, StoreFuture},
+        store::{Changed, Interest, StoreFuture},
     };
 
     use super::*;
@@ -306,7 +306,7 @@ mod hammer {
                     apply(&store, id, end(End::Response(outcome))).await;
                 }
                 12 => apply(&store, id, Change::Remove).await,
-                13 => waiters.push(store.changed(id, (random >> 16 & 1) as u32)),
+                13 => waiters.push(store.changed(id, (random >> 16 & 1) as u32, Interest::Status)),
                 14 => assert!(store.jobs() <= ids.len() && store.bytes() <= 64 * 1024),
                 _ => {
                     while let Some(Some(woken)) = waiters.next().now_or_never() {

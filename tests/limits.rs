@@ -174,14 +174,15 @@ async fn a_budget_that_runs_out_while_there_is_no_place() {
 // ------------------------------------------------------------------------------ bytes in the store
 
 /// What a job counts with beside its outcome, as the builder documents it.
-const JOB_BYTES: usize = 512;
+const JOB_BYTES: usize = 1024;
 
 #[tokio::test]
 async fn max_stored_bytes() {
-    const JOB: usize = 1000 + JOB_BYTES;
+    const OUTCOME: usize = 4000;
+    const JOB: usize = OUTCOME + JOB_BYTES;
     for client in clients() {
         for (bytes, jobs) in [(3 * JOB, 3), (3 * JOB - 1, 2)] {
-            let limits = builder().max_outcome_bytes(1000).max_stored_bytes(bytes);
+            let limits = builder().max_outcome_bytes(OUTCOME).max_stored_bytes(bytes);
             let mut desk = Desk::new(limits).await;
             let mut running = Vec::new();
             for _ in 0..jobs {
@@ -563,7 +564,7 @@ fn settings_that_cannot_work_are_refused_by_name() {
         (builder().max_run_time(NO_TIME), "max_run_time"),
         (builder().ttl(NO_TIME), "ttl"),
         // Room for not even one job.
-        (builder().max_outcome_bytes(1000).max_stored_bytes(1511), "max_stored_bytes"),
+        (builder().max_outcome_bytes(1000).max_stored_bytes(999 + JOB_BYTES), "max_stored_bytes"),
         (builder().max_outcome_bytes(usize::MAX), "max_outcome_bytes"),
         (builder().store(MemoryStore::new(1 << 20)).max_stored_bytes(1 << 20), "max_stored_bytes"),
         (at("jobs"), "status path \"jobs\""),
@@ -581,7 +582,7 @@ fn settings_that_cannot_work_are_refused_by_name() {
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains(name), "{name}: {error}");
     }
-    let just = builder().max_outcome_bytes(1000).max_stored_bytes(1512);
+    let just = builder().max_outcome_bytes(1000).max_stored_bytes(1000 + JOB_BYTES);
     assert!(just.build().is_ok());
     assert!(builder().max_waiters(usize::MAX).max_running(usize::MAX).build().is_ok());
     assert!(builder().max_run_time(Duration::MAX).ttl(Duration::MAX).build().is_ok());

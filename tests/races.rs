@@ -316,14 +316,14 @@ mod beside_a_model {
     use tokio::time::Instant;
     use tower_offload::{
         Change, End, ErrorKind, Failure, JobId, Outcome, Record,
-        store::{Changed, StoreFuture},
+        store::{Changed, Interest, StoreFuture},
     };
 
     use super::*;
 
     const TTL: Duration = Duration::from_millis(100);
     const ROOM: usize = 10_000;
-    const JOB_BYTES: usize = 512;
+    const JOB_BYTES: usize = 1024;
 
     #[derive(Debug, Clone)]
     enum Op {
@@ -476,7 +476,7 @@ mod beside_a_model {
                     self.model.remove(&self.ids[job]);
                 }
                 Op::Wait { job, seen } => {
-                    let future = self.store.changed(self.ids[job], seen);
+                    let future = self.store.changed(self.ids[job], seen, Interest::Status);
                     self.waiters.push((self.ids[job], seen, tokio_test::task::spawn(future)));
                 }
                 Op::DropWaiter(waiter) => {

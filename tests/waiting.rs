@@ -30,9 +30,9 @@ use support::{
 use tokio::{sync::watch, time::Instant};
 use tower::{Service, ServiceExt};
 use tower_offload::{
-    Change, Error, ErrorKind, JobId, MemoryStore, Offload, OffloadBuilder, Outcome, Policy, Record,
-    StatusBody, StatusFuture, StatusService, Store,
-    store::{Changed, StoreFuture},
+    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Offload, OffloadBuilder, Outcome, Policy,
+    Record, StatusBody, StatusFuture, StatusService, Store,
+    store::{Changed, Inserted, Interest, StoreFuture, Usage},
 };
 
 // ------------------------------------------------------------------------ a store to look into
@@ -83,7 +83,7 @@ impl Drop for Waiting {
 }
 
 impl Store for Probe {
-    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<()> {
+    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<Inserted> {
         self.ask(|store| store.insert(record, outcome_bytes))
     }
 
@@ -103,10 +103,18 @@ impl Store for Probe {
         self.ask(|store| store.change(id, change))
     }
 
-    fn changed(&self, id: JobId, seen: u32) -> StoreFuture<()> {
+    fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
+        self.ask(|store| store.claimed(key))
+    }
+
+    fn usage(&self) -> StoreFuture<Vec<Usage>> {
+        self.ask(|store| store.usage())
+    }
+
+    fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()> {
         self.waiting.send_modify(|waiting| *waiting += 1);
         let waiting = Waiting(self.waiting.clone());
-        let changed = self.ask(|store| store.changed(id, seen));
+        let changed = self.ask(|store| store.changed(id, seen, interest));
         StoreFuture::new(async move {
             let _waiting = waiting;
             changed.await

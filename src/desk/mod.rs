@@ -5,13 +5,15 @@ mod mounted;
 
 use std::{sync::Arc, time::Duration};
 
+use http::request::Parts;
 pub use mounted::{MountedFuture, MountedLayer, MountedService};
 
 use crate::{
     error::Error,
+    job::Owner,
     offload::OffloadLayer,
     policy::Policies,
-    run::{self, Drained, Limits, MAX_STORED_BYTES, State},
+    run::{self, Drain, Limits, MAX_STORED_BYTES, OwnerOf, State, Stats},
     status::StatusService,
     store::{MemoryStore, Store},
     wire::{LocationStyle, Urls},
@@ -66,13 +68,33 @@ impl Offload {
             operation_location: false,
             store: None,
             max_stored_bytes: None,
+            owner_of: None,
             limits: Limits::default(),
         }
     }
 
     /// A layer with this policy for all its requests, or with a table of [`Policies`].
+    ///
+    /// Each call makes queues and limits of its own; clones of the layer, and the services that it
+    /// is put around, share them.
+    ///
+    /// # Panics
+    /// If a policy cannot work: one that is [idempotent](crate::Policy::idempotent) without an owner
+    /// function, or a [queue](crate::Policy::queue) that nothing can wait in.
+    /// [`try_layer`](Self::try_layer) returns an error instead.
     pub fn layer(&self, policies: impl Into<Policies>) -> OffloadLayer {
-        OffloadLayer::new(Arc::clone(&self.state), policies.into())
+        self.try_layer(policies).unwrap_or_else(|error| panic!("tower-offload: {error}"))
+    }
+
+    /// As [`layer`](Self::layer), for policies that are not written in the code.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) if a policy cannot work.
+    pub fn try_layer(&self, policies: impl Into<Policies>) -> Result<OffloadLayer, Error> {
+        let policies = policies.into();
+        let has_owners = self.state.owner_of.is_some();
+        policies.all().try_for_each(|policy| policy.check(has_owners))?;
+        Ok(OffloadLayer::new(Arc::clone(&self.state), policies))
     }
 
     /// The service that answers below the status path, for axum's `nest_service`, say.
@@ -80,10 +102,11 @@ impl Offload {
         StatusService::new(Arc::clone(&self.state))
     }
 
-    /// Shutdown: begins no new jobs from now on (`after` routes stay attached, `always` routes
-    /// answer 503), and waits until all jobs have ended, at most for `deadline`. Jobs that still run
-    /// then end as failed with the problem `interrupted`, and their futures are dropped; a store that
-    /// does not answer gets one more second to take that down.
+    /// Shutdown: takes no new jobs from now on (`after` routes stay attached, others answer 503), and
+    /// waits until all jobs have ended, those in queues too, at most for `deadline`. What runs or
+    /// waits then ends as failed with the problem `interrupted`, and is dropped; a store that does
+    /// not answer gets one more second to take that down. With [`linger`](Drain::linger) it stays a
+    /// little longer, so that outcomes are fetched. At its end all polls that wait are answered.
     ///
     /// Await it *inside* the server's graceful shutdown, so that status URLs are answered meanwhile;
     /// when the server has stopped, nobody can fetch what was finished:
@@ -95,17 +118,25 @@ impl Offload {
     /// axum::serve(listener, app)
     ///     .with_graceful_shutdown(async move {
     ///         tokio::signal::ctrl_c().await.ok();
-    ///         offload.drain(Duration::from_secs(30)).await;
+    ///         offload.drain(Duration::from_secs(30)).linger(Duration::from_secs(5)).await;
     ///     })
     ///     .await
     ///     .ok();
     /// # }
     /// ```
     ///
-    /// There is no way back: a desk that was drained takes no more jobs. If the future is dropped
-    /// before its end, nothing is interrupted.
-    pub async fn drain(&self, deadline: Duration) -> Drained {
-        run::drain(&self.state, deadline).await
+    /// There is no way back: a desk that was drained takes no more jobs. If it is dropped before its
+    /// deadline, nothing is interrupted.
+    pub fn drain(&self, deadline: Duration) -> Drain {
+        Drain::new(Arc::clone(&self.state), deadline)
+    }
+
+    /// What runs and waits, what is kept and what was refused, by the names of policies.
+    ///
+    /// # Errors
+    /// If the store does not answer. The one in memory always does, at once.
+    pub async fn stats(&self) -> Result<Stats, Error> {
+        run::stats(&self.state).await
     }
 }
 
@@ -119,6 +150,7 @@ pub struct OffloadBuilder {
     operation_location: bool,
     store: Option<Arc<dyn Store>>,
     max_stored_bytes: Option<usize>,
+    owner_of: Option<Arc<OwnerOf>>,
     limits: Limits,
 }
 
@@ -152,7 +184,7 @@ impl OffloadBuilder {
         self
     }
 
-    /// How many bytes the store in memory may hold, outcomes and 512 bytes for each job together. A
+    /// How many bytes the store in memory may hold, outcomes and 1,024 bytes for each job together. A
     /// job that runs counts with the largest outcome. At the limit no new job is accepted. Default:
     /// 1 GiB. A store given by [`store`](Self::store) has its own limit; to set both is an error.
     pub fn max_stored_bytes(mut self, bytes: usize) -> Self {
@@ -210,6 +242,43 @@ impl OffloadBuilder {
         self
     }
 
+    /// The shortest time between two writes of a job's progress to the store. Default: 100 ms, which
+    /// is faster than a person sees, and little work for any store.
+    pub fn progress_interval(mut self, time: Duration) -> Self {
+        self.limits.progress_interval = time;
+        self
+    }
+
+    /// Tells owners apart: `owner` names whoever sends a request, by a bearer token or the name of a
+    /// tenant. A job is then its owner's alone: to others, whatever they ask of it, its id is
+    /// unknown. Default: no owners, and whoever knows the id of a job may read and cancel it.
+    ///
+    /// It is asked once for each request that is watched, before the call, and for each request to
+    /// the status service; so it should only look at the head and clone what it finds there, or what
+    /// a layer outside of this one has put into the extensions. A request for which it gives `None` is
+    /// never taken off its connection; where it cannot stay there (an `always` route, or one with an
+    /// `Idempotency-Key`) it is answered 401, and 404 by the status service.
+    ///
+    /// ```
+    /// use http::{header, request::Parts};
+    /// use tower_offload::{Offload, Owner};
+    ///
+    /// fn bearer(request: &Parts) -> Option<Owner> {
+    ///     request.headers.get(header::AUTHORIZATION).cloned().map(Owner::from)
+    /// }
+    ///
+    /// let offload = Offload::builder("/jobs").owner(bearer).build()?;
+    /// # let _ = offload;
+    /// # Ok::<(), tower_offload::Error>(())
+    /// ```
+    pub fn owner(
+        mut self,
+        owner: impl Fn(&Parts) -> Option<Owner> + Send + Sync + 'static,
+    ) -> Self {
+        self.owner_of = Some(Arc::new(owner));
+        self
+    }
+
     /// How long a job is kept after its end; [`Policy::ttl`](crate::Policy::ttl) says so for a route.
     /// Default: 1 hour, longer than a client takes to come back from a broken network.
     pub fn ttl(mut self, ttl: Duration) -> Self {
@@ -249,6 +318,6 @@ impl OffloadBuilder {
                 Arc::new(store)
             }
         };
-        Ok(Offload { state: Arc::new(State::new(store, self.limits, urls)) })
+        Ok(Offload { state: Arc::new(State::new(store, self.limits, urls, self.owner_of)) })
     }
 }

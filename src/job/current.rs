@@ -6,12 +6,13 @@
 
 use std::{
     cell::Cell,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::JobId;
+use super::{JobId, Progress, progress::Tracker};
 use crate::error::Error;
 
 thread_local! {
@@ -30,6 +31,44 @@ struct Frame {
 struct JobState {
     id: OnceLock<JobId>,
     canceled: CancellationToken,
+    tracker: Mutex<Tracker>,
+    /// The tracker has something new, from when it had nothing on.
+    news: Notify,
+}
+
+impl JobState {
+    fn tracker(&self) -> MutexGuard<'_, Tracker> {
+        // Nothing that can panic runs under the lock.
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes progress. Whoever writes it is told once, however often it changes until then.
+    fn track(&self, note: impl FnOnce(&mut Tracker)) {
+        let mut tracker = self.tracker();
+        let had_news = tracker.has_news();
+        note(&mut tracker);
+        let first = tracker.has_news() && !had_news;
+        drop(tracker);
+        if first {
+            self.news.notify_one();
+        }
+    }
+}
+
+/// What a handler says of its progress, for whoever writes it to the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Said(Arc<JobState>);
+
+impl Said {
+    /// Resolves when there is something new.
+    pub(crate) async fn news(&self) {
+        self.0.news.notified().await;
+    }
+
+    /// What was said, if there is anything new.
+    pub(crate) fn take(&self) -> Option<Progress> {
+        self.0.tracker().take()
+    }
 }
 
 /// What the handler has asked for of its job: nothing, as a rule. Dropped, it tells the handler's
@@ -55,6 +94,11 @@ impl Asked {
         let id = JobId::random()?;
         // A helper of the handler may have been faster.
         Ok(*state.id.get_or_init(|| id))
+    }
+
+    /// What the handler says of its progress, if it has asked for its job.
+    pub(crate) fn said(&self) -> Option<Said> {
+        self.state.clone().map(Said)
     }
 
     /// The handler has ended by itself: there is nothing to cancel.
@@ -108,16 +152,44 @@ pub(crate) fn watched_by(desk: usize) -> bool {
 /// The job that a handler runs as, or will run as if it outruns its budget.
 ///
 /// Ask for it with [`Job::current`] inside the handler or, with feature `axum`, as an extractor.
-/// It is the same before and after the request is taken off its connection.
+/// It is the same before and after the request is taken off its connection. What a handler says of
+/// its progress stands at the status URL; where the request is no job, it goes nowhere.
 ///
 /// ```
 /// use tower_offload::Job;
 ///
-/// async fn import() -> String {
-///     match Job::current() {
-///         Some(job) => format!("importing as job {}", job.id()),
-///         None => "importing without a job".to_owned(),
+/// async fn import(rows: Vec<String>) -> &'static str {
+///     let job = Job::current();
+///     if let Some(job) = &job {
+///         job.set_total(rows.len() as u64);
 ///     }
+///     for row in rows {
+///         // … what there is to do with the row
+///         # drop(row);
+///         if let Some(job) = &job {
+///             job.advance(1);
+///         }
+///     }
+///     "imported"
+/// }
+/// ```
+///
+/// In code that blocks, under `tokio::task::spawn_blocking`, nothing is dropped when the job is
+/// canceled: ask for it.
+///
+/// ```
+/// use tower_offload::Job;
+///
+/// fn transcode(frames: u64, job: &Job) -> bool {
+///     let canceled = job.cancellation();
+///     for frame in 0..frames {
+///         if canceled.is_cancelled() {
+///             return false;
+///         }
+///         // … the frame
+///         job.progress((frame + 1) as f64 / frames as f64, "transcoding");
+///     }
+///     true
 /// }
 /// ```
 #[derive(Debug, Clone)]
@@ -157,6 +229,28 @@ impl Job {
         })
     }
 
+    /// Says how much of the work is done, from 0 to 1, and what is being done: an empty `message`
+    /// for nothing. It takes the place of what was said before. A number outside of that range is
+    /// taken for the nearest in it, and of a long message [`Progress::MAX_MESSAGE`] bytes are kept.
+    ///
+    /// Calls are cheap, from any thread: what is said in quick succession is written to the store
+    /// together, at most once in the `progress_interval` of the builder (100 ms), and the last is
+    /// always written.
+    pub fn progress(&self, ratio: f64, message: impl AsRef<str>) {
+        self.state.track(|tracker| tracker.say(ratio, message.as_ref()));
+    }
+
+    /// Says how many pieces the work has, for [`advance`](Self::advance) to count.
+    pub fn set_total(&self, pieces: u64) {
+        self.state.track(|tracker| tracker.set_total(pieces));
+    }
+
+    /// Says that so many more pieces are done. The ratio is what is done of the total, the message
+    /// stays what it was. Cheap enough for each row of an import.
+    pub fn advance(&self, pieces: u64) {
+        self.state.track(|tracker| tracker.advance(pieces));
+    }
+
     /// A token that is canceled when nobody wants the work any more: the job was canceled, ran out
     /// of time or was cut off by shutdown, or the client left before the request became a job.
     ///
@@ -169,31 +263,25 @@ impl Job {
 
 #[cfg(feature = "axum")]
 mod extract {
-    use axum_core::{
-        extract::{FromRequestParts, OptionalFromRequestParts},
-        response::{IntoResponse, Response},
-    };
-    use http::{StatusCode, request::Parts};
+    use std::{convert::Infallible, sync::Arc};
+
+    use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
+    use http::request::Parts;
 
     use super::Job;
 
-    /// Rejects with 500 where the request is not watched by a layer; extract `Option<Job>` in a
-    /// handler that serves such requests too.
+    /// Never rejects: where no layer watches the request it is a job of its own, which nobody can
+    /// cancel, and whose progress nobody reads. Extract `Option<Job>` to tell.
     impl<S: Sync> FromRequestParts<S> for Job {
-        type Rejection = Response;
+        type Rejection = Infallible;
 
-        async fn from_request_parts(_: &mut Parts, _: &S) -> Result<Self, Response> {
-            Job::current().ok_or_else(|| {
-                let message =
-                    "this handler extracts a Job, but no tower-offload layer watches its request";
-                tracing::error!("{message}");
-                (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
-            })
+        async fn from_request_parts(_: &mut Parts, _: &S) -> Result<Self, Infallible> {
+            Ok(Job::current().unwrap_or_else(|| Job { state: Arc::default() }))
         }
     }
 
     impl<S: Sync> OptionalFromRequestParts<S> for Job {
-        type Rejection = std::convert::Infallible;
+        type Rejection = Infallible;
 
         async fn from_request_parts(_: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
             Ok(Job::current())

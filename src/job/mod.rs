@@ -6,11 +6,15 @@
 mod current;
 mod id;
 mod outcome;
+mod owner;
+mod progress;
 mod record;
 
 pub use current::Job;
-pub(crate) use current::{Asked, watched_by, within};
+pub(crate) use current::{Asked, Said, watched_by, within};
 pub use id::JobId;
 pub use outcome::Outcome;
 pub(crate) use outcome::OutcomeWriter;
+pub use owner::{Claim, Digest, Owner};
+pub use progress::Progress;
 pub use record::{Change, End, Failure, Record, Status};

@@ -2,22 +2,29 @@
 //!
 //! ```text
 //! queued ──Start──▶ running ──Finish──▶ succeeded | failed ──Remove──▶ (removed)
-//!    │                 │                                                   ▲
-//!    └────Cancel───────┴──────────────▶ canceled ──────────Remove──────────┘
+//!    │               │    │ ▲                                              ▲
+//!    │               │    └─┘ Progress                                     │
+//!    └────Cancel─────┴────────────────▶ canceled ──────────Remove──────────┘
 //! ```
 //!
 //! Every store applies changes through [`Record::apply`] while it holds the job alone, so that of
 //! several changes that race exactly one is seen.
 
-use std::time::{Duration, SystemTime};
+#[path = "stored.rs"]
+mod stored;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::StatusCode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{JobId, Outcome};
+use super::{Claim, Digest, JobId, Outcome, Progress};
 
 /// Where a job stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Accepted, and nothing of the handler has run yet.
@@ -40,7 +47,8 @@ impl Status {
 }
 
 /// Why a job ended without a response of its handler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Failure {
     /// The handler panicked.
@@ -71,6 +79,8 @@ pub enum End {
 pub enum Change {
     /// A queued job begins to run.
     Start,
+    /// The handler of a job that runs says how far it is.
+    Progress(Progress),
     /// The job ends by itself.
     Finish(End),
     /// The job is canceled.
@@ -88,10 +98,16 @@ pub struct Record {
     response_status: Option<StatusCode>,
     removed: bool,
     version: u32,
+    /// The version of the last change that was more than progress.
+    status_version: u32,
     created_at: SystemTime,
     started_at: Option<SystemTime>,
     finished_at: Option<SystemTime>,
     ttl: Duration,
+    policy: Option<Arc<str>>,
+    owner: Option<Digest>,
+    claim: Option<Arc<Claim>>,
+    progress: Option<Arc<Progress>>,
 }
 
 impl Record {
@@ -108,10 +124,15 @@ impl Record {
             response_status: None,
             removed: false,
             version: 0,
+            status_version: 0,
             created_at,
             started_at: None,
             finished_at: None,
             ttl: ttl.min(Self::MAX_TTL),
+            policy: None,
+            owner: None,
+            claim: None,
+            progress: None,
         }
     }
 
@@ -124,15 +145,47 @@ impl Record {
         }
     }
 
+    /// The name of the policy that made it a job.
+    #[must_use]
+    pub fn with_policy(mut self, name: Arc<str>) -> Self {
+        self.policy = Some(name);
+        self
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn with_owner(mut self, owner: Digest) -> Self {
+        self.owner = Some(owner);
+        self
+    }
+
+    /// Which key it was sent under.
+    #[must_use]
+    pub fn with_claim(mut self, claim: Claim) -> Self {
+        self.claim = Some(Arc::new(claim));
+        self
+    }
+
+    /// How far it was before it became a job.
+    #[must_use]
+    pub fn with_progress(mut self, progress: Progress) -> Self {
+        self.progress = Some(Arc::new(progress));
+        self
+    }
+
     /// Applies `change`, made at the time `at`, if the job's status allows it, and tells whether it
     /// did. A change that is not allowed leaves the record as it was.
     pub fn apply(&mut self, change: &Change, at: SystemTime) -> bool {
         // The wall clock can be set back; what was promised must not move earlier with it.
         let at = at.max(self.started_at.unwrap_or(self.created_at));
-        match (change, self.status) {
+        let before = self.status;
+        match (change, before) {
             (Change::Start, Status::Queued) => {
                 self.status = Status::Running;
                 self.started_at = Some(at);
+            }
+            (Change::Progress(progress), Status::Running) => {
+                self.progress = Some(Arc::new(progress.clone()));
             }
             (Change::Finish(end), Status::Queued | Status::Running) => self.finish(end, at),
             (Change::Cancel, Status::Queued | Status::Running) => {
@@ -143,6 +196,13 @@ impl Record {
             _ => return false,
         }
         self.version += 1;
+        if !matches!(change, Change::Progress(_)) {
+            self.status_version = self.version;
+        }
+        // Nothing of the handler has run: under the same key the request may be sent again.
+        if before == Status::Queued && self.status.is_end() {
+            self.claim = None;
+        }
         true
     }
 
@@ -189,6 +249,33 @@ impl Record {
     /// Counts the changes: two records of one job with the same version are the same.
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// The [version](Self::version) that the last change made which was more than
+    /// [progress](Change::Progress).
+    pub fn status_version(&self) -> u32 {
+        self.status_version
+    }
+
+    /// The name of the policy that made it a job.
+    pub fn policy(&self) -> Option<&Arc<str>> {
+        self.policy.as_ref()
+    }
+
+    /// Whose it is, where owners are told apart.
+    pub fn owner(&self) -> Option<&Digest> {
+        self.owner.as_ref()
+    }
+
+    /// Its claim on an `Idempotency-Key`, if it has one. A job that ends before it has begun to run
+    /// lets go of it.
+    pub fn claim(&self) -> Option<&Claim> {
+        self.claim.as_deref()
+    }
+
+    /// How far it is, or was when it ended, if its handler has said so.
+    pub fn progress(&self) -> Option<&Progress> {
+        self.progress.as_deref()
     }
 
     /// When the job was accepted.
@@ -251,8 +338,10 @@ mod tests {
         use Status::*;
         let failure = || Change::Finish(End::Failure(Failure::Panicked));
         // change, then what each status becomes by it (None: refused)
-        let rows: [(Change, [Option<Status>; 5]); 6] = [
+        let progress = || Change::Progress(Progress::new(Some(0.5), None));
+        let rows: [(Change, [Option<Status>; 5]); 7] = [
             (Change::Start, [Some(Running), None, None, None, None]),
+            (progress(), [None, Some(Running), None, None, None]),
             (response(201), [Some(Succeeded), Some(Succeeded), None, None, None]),
             (response(404), [Some(Failed), Some(Failed), None, None, None]),
             (failure(), [Some(Failed), Some(Failed), None, None, None]),
@@ -271,6 +360,35 @@ mod tests {
                 assert_eq!(record.status(), to.unwrap_or(from), "{from:?} {change:?}");
                 assert_eq!(record.version(), version + u32::from(to.is_some()));
             }
+        }
+    }
+
+    #[test]
+    fn progress_is_kept_and_counts_as_a_version_of_its_own() {
+        let mut record = in_status(Status::Running);
+        let status_version = record.status_version();
+        let progress = Progress::new(Some(0.5), Some("half"));
+        assert!(record.apply(&Change::Progress(progress.clone()), SystemTime::now()));
+        assert_eq!(record.status_version(), status_version);
+        assert!(record.version() > status_version);
+        assert!(record.apply(&response(200), SystemTime::now()));
+        assert_eq!(record.status_version(), record.version());
+        assert_eq!(record.progress(), Some(&progress));
+    }
+
+    #[test]
+    fn a_claim_is_let_go_of_only_by_an_end_before_the_start() {
+        let claim = Claim::new([1; 32].into(), [2; 32].into());
+        for (starts, held) in [(false, false), (true, true)] {
+            let id = JobId::random().unwrap();
+            let mut record = Record::queued(id, SystemTime::now(), Duration::from_secs(60))
+                .with_claim(claim.clone());
+            if starts {
+                assert!(record.apply(&Change::Start, SystemTime::now()));
+            }
+            assert_eq!(record.claim(), Some(&claim));
+            assert!(record.apply(&Change::Cancel, SystemTime::now()));
+            assert_eq!(record.claim().is_some(), held);
         }
     }
 

@@ -1,11 +1,14 @@
 //! The layers: one that moves the service's future as it is, one that boxes it first.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tower_layer::Layer;
 
 use super::{Boxed, OffloadService};
-use crate::{policy::Policies, run::State};
+use crate::{
+    policy::{Policies, Policy},
+    run::{Lane, State},
+};
 
 /// Puts an [`OffloadService`] around a service. Made by [`Offload::layer`](crate::Offload::layer).
 ///
@@ -20,11 +23,31 @@ pub struct OffloadLayer {
 pub(super) struct Shared {
     pub(super) state: Arc<State>,
     pub(super) policies: Policies,
+    /// The share of the places that each policy has, in the order of the policies.
+    lanes: Box<[Arc<Lane>]>,
+}
+
+impl Shared {
+    pub(super) fn lane(&self, policy: usize) -> &Arc<Lane> {
+        &self.lanes[policy]
+    }
+
+    /// How long a job may run.
+    pub(super) fn run_time(&self, policy: usize) -> Duration {
+        let limit = self.state.limits.max_run_time;
+        self.policies.get(policy).run_time().map_or(limit, |own| own.min(limit))
+    }
+
+    /// How long a job is kept after its end.
+    pub(super) fn ttl(&self, policy: usize) -> Duration {
+        self.policies.get(policy).kept_for().unwrap_or(self.state.limits.ttl)
+    }
 }
 
 impl OffloadLayer {
     pub(crate) fn new(state: Arc<State>, policies: Policies) -> Self {
-        Self { shared: Arc::new(Shared { state, policies }) }
+        let lanes = policies.all().map(|policy| lane(&state, policy)).collect();
+        Self { shared: Arc::new(Shared { state, policies, lanes }) }
     }
 
     pub(crate) fn state(&self) -> &Arc<State> {
@@ -56,6 +79,12 @@ impl OffloadLayer {
     pub fn boxed(self) -> BoxedOffloadLayer {
         BoxedOffloadLayer { layer: self }
     }
+}
+
+fn lane(state: &Arc<State>, policy: &Policy) -> Arc<Lane> {
+    // The table has named each of them.
+    let name = policy.label().cloned().unwrap_or_default();
+    Lane::new(state, state.accounts.open(&name), policy.places(), policy.waiting())
 }
 
 impl<S> Layer<S> for OffloadLayer {

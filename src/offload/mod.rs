@@ -2,11 +2,16 @@
 //!
 //! Knows policies and how jobs are registered and run. It knows nothing of the status service.
 
+mod answer;
+mod deferred;
 mod future;
 mod layer;
 mod movable;
+mod rescue;
 mod service;
 mod upload;
+mod watch;
+mod whole;
 
 pub use future::ResponseFuture;
 pub use layer::{BoxedOffloadLayer, OffloadLayer};

@@ -1,22 +1,35 @@
 //! The service: decides for each request whether it is watched, and how.
 
 use std::{
+    borrow::Cow,
     future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
+use tracing::Span;
 
-use super::{Answers, Movable, ResponseFuture, future::Watch, layer::Shared, upload};
+use super::{
+    Answers, Movable, ResponseFuture,
+    answer::plain,
+    deferred::{Deferred, key_of},
+    layer::Shared,
+    rescue::Rescue,
+    upload,
+    watch::Watch,
+};
 use crate::{
     body::{RequestBody, ResponseBody},
     error::BoxError,
-    job::{watched_by, within},
-    policy::{Start, is_exempt},
+    job::{Owner, watched_by, within},
+    policy::{Keys, Policy, Start, is_exempt},
+    run::OwnerOf,
+    wire::{self, Problem},
 };
 
 /// Takes slow requests off their connection. Made by [`OffloadLayer`](super::OffloadLayer).
@@ -34,23 +47,95 @@ impl<S> OffloadService<S> {
         Self { inner, shared }
     }
 
-    /// How this request is watched; `None` where it is not.
-    fn watch<B>(&self, request: &Request<B>) -> Option<Watch> {
-        let Shared { state, policies } = &*self.shared;
+    /// The policy's place in the table, if this request may be taken off its connection at all.
+    fn policy<B>(&self, request: &Request<B>) -> Option<usize> {
+        let Shared { state, policies, .. } = &*self.shared;
         let index = policies.find(request);
-        let policy = policies.get(index);
         // The cheapest first: `never` looks at nothing.
-        if policy.is_never() || is_exempt(request) {
+        if policies.get(index).is_never() || is_exempt(request) {
             return None;
         }
-        let plan = policy.plan(request.headers(), state.limits.max_wait)?;
-        let uri = request.uri();
-        if state.urls.is_status_path(uri.path()) || watched_by(state.identity()) {
-            return None;
-        }
-        let target = uri.path_and_query().cloned();
-        Some(Watch::new(Arc::clone(&self.shared), index, plan, target))
+        let is_own = state.urls.is_status_path(request.uri().path());
+        (!is_own && !watched_by(state.identity())).then_some(index)
     }
+
+    /// What becomes of a request that may be taken off its connection.
+    fn way<B>(&self, index: usize, request: Request<B>) -> (Way, Request<B>) {
+        let Shared { state, policies, .. } = &*self.shared;
+        let policy = policies.get(index);
+        let key = match key(policy, &request) {
+            Ok(key) => key,
+            Err(problem) => return (Way::refused(problem), request),
+        };
+        let plan = policy.plan(request.headers(), state.limits.max_wait);
+        if plan.is_none() && key.is_none() {
+            return (Way::Through, request);
+        }
+        let (owner, request) = owner(state.owner_of.as_deref(), request);
+        if state.owner_of.is_some() && owner.is_none() {
+            // RFC 9110, section 15.5.2, wants a challenge with a 401; which scheme it would be, only
+            // the layer for authentication knows, which stands outside of this one.
+            return match policy.is_always() || key.is_some() {
+                true => (Way::refused(Problem::NO_OWNER), request),
+                false => (Way::Through, request),
+            };
+        }
+        let target = request.uri().path_and_query().cloned();
+        let key = key.and_then(|key| Some(key_of(owner.as_deref()?, &key)));
+        let shared = Arc::clone(&self.shared);
+        let way = match plan {
+            Some(plan) if key.is_none() && !(policy.is_always() && policy.waiting() > 0) => {
+                Way::Watched(Watch::new(shared, index, plan, target, owner))
+            }
+            plan => Way::Deferred(Deferred {
+                patience: plan.map(|plan| plan.start.budget()),
+                applied: plan.and_then(|plan| plan.applied),
+                span: Span::current(),
+                policy: index,
+                shared,
+                owner,
+                key,
+                target,
+            }),
+        };
+        (way, request)
+    }
+}
+
+/// What becomes of a request.
+enum Way {
+    /// The layer has nothing to do with it.
+    Through,
+    Watched(Watch),
+    Deferred(Deferred),
+    Answered(Response<Bytes>),
+}
+
+impl Way {
+    fn refused(problem: Problem) -> Self {
+        Self::Answered(wire::problem_answer(problem, None))
+    }
+}
+
+/// The `Idempotency-Key`, where the policy honours it.
+fn key<B>(policy: &Policy, request: &Request<B>) -> Result<Option<String>, Problem> {
+    if policy.keys() == Keys::Ignored {
+        return Ok(None);
+    }
+    match wire::idempotency_key(request.headers()) {
+        Ok(None) if policy.keys() == Keys::Required && !request.method().is_safe() => {
+            Err(Problem::KEY_MISSING)
+        }
+        Ok(key) => Ok(key.map(Cow::into_owned)),
+        Err(bad) => Err(Problem::KEY_MALFORMED.with_detail(bad.detail())),
+    }
+}
+
+/// Whose request it is.
+fn owner<B>(owner_of: Option<&OwnerOf>, request: Request<B>) -> (Option<Box<Owner>>, Request<B>) {
+    let Some(owner_of) = owner_of else { return (None, request) };
+    let (head, body) = request.into_parts();
+    (owner_of(&head).map(Box::new), Request::from_parts(head, body))
 }
 
 impl<S, ReqB, ResB> Service<Request<ReqB>> for OffloadService<S>
@@ -71,9 +156,38 @@ where
     }
 
     fn call(&mut self, request: Request<ReqB>) -> Self::Future {
-        let Some(mut watch) = self.watch(&request) else {
-            return ResponseFuture::new(self.inner.call(request), None);
+        let Some(policy) = self.policy(&request) else {
+            return ResponseFuture::through(self.inner.call(request));
         };
+        match self.way(policy, request) {
+            (Way::Through, request) => ResponseFuture::through(self.inner.call(request)),
+            (Way::Watched(watch), request) => self.watched(watch, request),
+            (Way::Deferred(deferred), request) => {
+                // What was readied may hold a permit: it is given back, and the job's turn readies
+                // another.
+                let service = self.inner.clone();
+                self.inner = service.clone();
+                ResponseFuture::ours(deferred.answer(service, request))
+            }
+            (Way::Answered(answer), _) => ResponseFuture::ours(std::future::ready(plain(answer))),
+        }
+    }
+}
+
+impl<S> OffloadService<S> {
+    /// Calls the service with a request that is watched.
+    fn watched<ReqB, ResB>(
+        &mut self,
+        mut watch: Watch,
+        request: Request<ReqB>,
+    ) -> ResponseFuture<S::Future>
+    where
+        S: Service<Request<ReqB>, Response = Response<ResB>>,
+        S::Error: Send + 'static,
+        S::Future: Send + 'static,
+        ReqB: RequestBody,
+        ResB: Send + 'static,
+    {
         // A body that is over at the call needs no watching, and is passed on as it is.
         let request = match request.body().is_end_stream() {
             true => request,
@@ -84,10 +198,12 @@ where
                 body
             }),
         };
+        let finishes = self.shared.policies.get(watch.policy).finishes();
         let identity = self.shared.state.identity();
         let inner = &mut self.inner;
         let handler = within(identity, None, &mut watch.asked, || inner.call(request));
-        ResponseFuture::new(handler, Some(watch))
+        let rescue = if finishes { Rescue::here() } else { None };
+        ResponseFuture::watched(handler, watch, rescue)
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) struct Upload(Arc<dyn Control>);
 /// What the layer may do with a watched body.
 trait Control: Send + Sync {
     fn poll_over(&self, cx: &mut Context<'_>, drain: &mut bool) -> Standing;
+    fn is_over(&self) -> bool;
     fn unwatch(&self);
 }
 
@@ -133,6 +134,13 @@ impl Upload {
     }
 }
 
+impl Upload {
+    /// Whether the body has ended, or was dropped by the handler. One that broke off is not over.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.is_over()
+    }
+}
+
 impl Drop for Upload {
     /// The layer watches no more: the handler reads the wire itself, and sees its end.
     fn drop(&mut self) {
@@ -165,6 +173,11 @@ impl<B: RequestBody> Control for Shared<B> {
         drop((displaced, spent));
         wake(reader);
         standing
+    }
+
+    fn is_over(&self) -> bool {
+        let wire = self.lock();
+        wire.body.is_none() && !wire.broken
     }
 
     fn unwatch(&self) {

@@ -13,7 +13,7 @@ use http::HeaderMap;
 pub(crate) use exempt::is_exempt;
 pub use table::Policies;
 
-use crate::wire::Preferences;
+use crate::{error::Error, wire::Preferences};
 
 /// When a request is taken off its connection, and how long its job may run and is kept.
 ///
@@ -30,6 +30,21 @@ pub struct Policy {
     timeout: Option<Duration>,
     ttl: Option<Duration>,
     name: Option<Arc<str>>,
+    concurrency: Option<usize>,
+    queue: usize,
+    finish_on_disconnect: bool,
+    keys: Keys,
+}
+
+/// What a policy makes of an `Idempotency-Key`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// Nothing: the handler may.
+    Ignored,
+    /// A request that has one is done once.
+    Honoured,
+    /// A request must have one.
+    Required,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,9 +74,28 @@ pub(crate) enum Start {
     Spawned,
 }
 
+impl Start {
+    /// How long a client waits that is not answered before it must be.
+    pub(crate) fn budget(self) -> Duration {
+        match self {
+            Self::Budget(budget) => budget,
+            Self::FirstPoll | Self::Spawned => Duration::ZERO,
+        }
+    }
+}
+
 impl Policy {
     fn new(when: When) -> Self {
-        Self { when, timeout: None, ttl: None, name: None }
+        Self {
+            when,
+            timeout: None,
+            ttl: None,
+            name: None,
+            concurrency: None,
+            queue: 0,
+            finish_on_disconnect: false,
+            keys: Keys::Ignored,
+        }
     }
 
     /// Never offload. Ignores `Prefer`. The layer costs such a request next to nothing.
@@ -116,11 +150,126 @@ impl Policy {
         self
     }
 
-    /// A name for this route's jobs in logs.
+    /// A name for this route's jobs: in logs, in [`Offload::stats`](crate::Offload::stats), and for
+    /// what is learned of how long they take. Policies with the same name share both. Default: the
+    /// pattern in a table of [`Policies`], elsewhere `default`.
     #[must_use]
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
         self
+    }
+
+    /// How many jobs of this route may run at once, beside the builder's `max_running`, which bounds
+    /// those of all routes together. Default: that one alone. At the limit a request waits in the
+    /// [queue](Self::queue), if there is one; else it stays attached, or is answered 503 where it
+    /// cannot.
+    ///
+    /// What is counted are jobs: a handler that has not outrun its budget is not one yet. To bound
+    /// those too, put a concurrency limit around the handler.
+    ///
+    /// # Panics
+    /// If `jobs` is zero; [`never`](Self::never) is the policy for that.
+    #[must_use]
+    pub fn concurrency(mut self, jobs: usize) -> Self {
+        assert!(jobs > 0, "tower-offload: a concurrency of zero: use Policy::never()");
+        self.concurrency = Some(jobs);
+        self
+    }
+
+    /// How many requests of this route may wait, in order of arrival, while all of its places, or
+    /// all of `max_running`, are taken. They wait as requests: nothing of the handler runs, and no
+    /// readied service is held. Default: none. A full queue is answered 503.
+    ///
+    /// A request of a route with a queue is taken in whole before its handler begins, whether it
+    /// has to wait or not, and is answered 413 past the builder's `max_body_bytes`: what a client may
+    /// send does not hang on how busy the server is.
+    ///
+    /// It is for [`always`](Self::always), and for requests with a key of
+    /// [`idempotent`](Self::idempotent) routes; the handlers of others have begun long before there
+    /// is a job to queue.
+    #[must_use]
+    pub fn queue(mut self, requests: usize) -> Self {
+        self.queue = requests;
+        self
+    }
+
+    /// Finishes the handler of a client that leaves before it has an answer, in a task, within the
+    /// run-time limit and the places of the route; its response goes nowhere. Default: the work is
+    /// dropped where it stands, as without the layer.
+    ///
+    /// It is done only where the request's body is over: no handler can finish with half a body. A
+    /// server learns that a client has left when its connection is closed, be it for one direction
+    /// only; a timeout *outside* of the layer counts too: it answers 408, and the work goes on.
+    #[must_use]
+    pub fn finish_on_disconnect(mut self) -> Self {
+        self.finish_on_disconnect = true;
+        self
+    }
+
+    /// Honours `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header): a request with a key
+    /// is done once, however often it is sent.
+    ///
+    /// Such a request is taken in whole (413 past `max_body_bytes`), and runs as a job from the
+    /// start, which no disconnect drops; its client waits for it up to the budget, and is given its
+    /// response, or 202. The same key with the same method, path, query and body gets that same job:
+    /// its response once there is one. With another request under it the answer is 422. A key counts
+    /// for one owner, and is kept as long as the job; a job that ended before its handler began lets
+    /// go of it. Without a place for the job the answer is 503, on `after` routes too, since the work
+    /// could be done twice if it stayed attached.
+    ///
+    /// Under axum's `nest` the layer sees a path without its prefix: give policies of routes with the
+    /// same rest of a path different [names](Self::name), which are part of what must be the same.
+    ///
+    /// The builder must have an `owner` function, since two users may choose the same key: without
+    /// one, or on a policy of `never`, [`Offload::layer`](crate::Offload::layer) panics.
+    #[must_use]
+    pub fn idempotent(mut self) -> Self {
+        self.keys = Keys::Honoured;
+        self
+    }
+
+    /// As [`idempotent`](Self::idempotent), and a request without a key is answered 400. Safe
+    /// methods (`GET`, say; RFC 9110, section 9.2.1) may do without.
+    #[must_use]
+    pub fn idempotency_required(mut self) -> Self {
+        self.keys = Keys::Required;
+        self
+    }
+
+    /// Whether this can work.
+    pub(crate) fn check(&self, has_owners: bool) -> Result<(), Error> {
+        let honours = self.keys != Keys::Ignored;
+        let always = matches!(self.when, When::Always);
+        Err(Error::config(if honours && !has_owners {
+            "an idempotent policy wants an owner function (OffloadBuilder::owner): equal keys of two users must not meet"
+        } else if honours && self.is_never() {
+            "Policy::never() makes no jobs, so it can honour no Idempotency-Key"
+        } else if self.queue > 0 && !always && !honours {
+            "Policy::queue is for Policy::always(), and for idempotent policies: the handlers of others begin before there is a job to queue"
+        } else {
+            return Ok(());
+        }))
+    }
+
+    pub(crate) fn keys(&self) -> Keys {
+        self.keys
+    }
+
+    pub(crate) fn places(&self) -> Option<usize> {
+        self.concurrency
+    }
+
+    /// How many may wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue
+    }
+
+    pub(crate) fn finishes(&self) -> bool {
+        self.finish_on_disconnect
+    }
+
+    pub(crate) fn is_always(&self) -> bool {
+        matches!(self.when, When::Always)
     }
 
     pub(crate) fn is_never(&self) -> bool {
@@ -137,6 +286,12 @@ impl Policy {
 
     pub(crate) fn label(&self) -> Option<&Arc<str>> {
         self.name.as_ref()
+    }
+
+    /// Its name, where it has none yet.
+    fn or_named(mut self, name: &str) -> Self {
+        self.name.get_or_insert_with(|| name.into());
+        self
     }
 
     /// How a request with these headers is watched; `None` if it is not. A `wait` of the client
@@ -207,12 +362,30 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_work_is_refused() {
+        for (policy, has_owners, works) in [
+            (Policy::after(S).idempotent(), true, true),
+            (Policy::after(S).idempotent(), false, false),
+            (Policy::always().idempotency_required(), false, false),
+            (Policy::never().idempotent(), true, false),
+            (Policy::always().queue(5), false, true),
+            (Policy::after(S).queue(5), false, false),
+            (Policy::on_request(S).queue(5), true, false),
+            (Policy::after(S).queue(5).idempotent(), true, true),
+            (Policy::never().concurrency(1), false, true),
+        ] {
+            assert_eq!(policy.check(has_owners).is_ok(), works, "{policy:?}");
+        }
+    }
+
+    #[test]
     fn zeros_are_refused() {
         for make in [
             || Policy::after(Duration::ZERO),
             || Policy::on_request(Duration::ZERO),
             || Policy::always().timeout(Duration::ZERO),
             || Policy::always().ttl(Duration::ZERO),
+            || Policy::always().concurrency(0),
         ] {
             assert!(std::panic::catch_unwind(make).is_err());
         }

@@ -39,7 +39,8 @@ struct Pattern {
 impl Policies {
     /// The table's policy for requests that no pattern matches; the place to begin.
     pub fn otherwise(policy: Policy) -> Self {
-        Self { policies: vec![policy], paths: None, patterns: Vec::new() }
+        let policies = vec![policy.or_named("default")];
+        Self { policies, paths: None, patterns: Vec::new() }
     }
 
     /// Adds a policy for a pattern: a path as axum writes it (`/videos/{id}`, `/files/{*rest}`),
@@ -73,7 +74,7 @@ impl Policies {
                 self.patterns.push(Pattern { path: path.to_owned(), rows: vec![row] });
             }
         }
-        self.policies.push(policy);
+        self.policies.push(policy.or_named(pattern));
         Ok(self)
     }
 
@@ -91,6 +92,11 @@ impl Policies {
 
     pub(crate) fn get(&self, index: usize) -> &Policy {
         &self.policies[index]
+    }
+
+    /// All policies, in the order of their indices.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.iter()
     }
 }
 

@@ -1,6 +1,12 @@
 //! Shutdown: what runs may finish until a deadline; what does not is told to be interrupted.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use tokio::{task::JoinSet, time::Instant};
 
@@ -11,7 +17,8 @@ use crate::{
     store::Changed,
 };
 
-/// What became of the jobs that were under way when a drain began.
+/// What became of the jobs that ran or waited when a drain began, and of handlers whose client had
+/// left ([`finish_on_disconnect`](crate::Policy::finish_on_disconnect)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
     finished: usize,
@@ -34,22 +41,76 @@ impl Drained {
 /// milliseconds; a store that does not answer must not hold up a shutdown.
 const WRITE: Duration = Duration::from_secs(1);
 
-/// Begins no new jobs, and waits until none runs, at most for `deadline`. It does not wait past it
-/// for a future that cannot be dropped because it blocks its thread.
-pub(crate) async fn drain(state: &Arc<State>, deadline: Duration) -> Drained {
-    let ended_before = state.slots.close();
+/// A shutdown under way. Made by `Offload::drain`; await it.
+#[must_use = "nothing is drained until this is awaited"]
+pub struct Drain {
+    state: Arc<State>,
+    deadline: Duration,
+    linger: Duration,
+    /// `None` until the first poll.
+    work: Option<Pin<Box<dyn Future<Output = Drained> + Send>>>,
+}
+
+impl Drain {
+    pub(crate) fn new(state: Arc<State>, deadline: Duration) -> Self {
+        Self { state, deadline, linger: Duration::ZERO, work: None }
+    }
+
+    /// Goes on for this long after the last job has ended, so that clients can fetch the outcomes:
+    /// a few seconds more than their `Retry-After` says. Default: not at all.
+    pub fn linger(mut self, time: Duration) -> Self {
+        self.linger = time;
+        self
+    }
+}
+
+impl Future for Drain {
+    type Output = Drained;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Drained> {
+        let this = &mut *self;
+        let work = this.work.get_or_insert_with(|| {
+            let (state, deadline, linger) = (Arc::clone(&this.state), this.deadline, this.linger);
+            Box::pin(async move {
+                let drained = drain(&state, deadline).await;
+                tokio::time::sleep(linger).await;
+                // Whoever still waits would keep the server from closing.
+                state.drained.cancel();
+                drained
+            })
+        });
+        work.as_mut().poll(cx)
+    }
+}
+
+impl std::fmt::Debug for Drain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Drain")
+            .field("deadline", &self.deadline)
+            .field("linger", &self.linger)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Gives no more places, and waits until none is taken and nobody waits for one, at most for
+/// `deadline`. It does not wait past it for a future that cannot be dropped because it blocks its
+/// thread.
+async fn drain(state: &Arc<State>, deadline: Duration) -> Drained {
+    let ended_before = state.places.close();
     let mut cut_off = JoinSet::new();
-    if tokio::time::timeout(deadline, state.slots.idle()).await.is_err() {
-        for id in state.slots.cut_off() {
+    let mut interrupted = 0;
+    if tokio::time::timeout(deadline, state.places.idle()).await.is_err() {
+        let (unlisted, jobs) = state.places.cut_off();
+        interrupted += unlisted;
+        for id in jobs {
             // All at once: a store that is slow is waited for once, not once a job.
             let change = Change::Finish(End::Failure(Failure::Interrupted));
             let change = state.store.change(id, change);
-            cut_off.spawn(async move { interrupted(id, change.await) });
+            cut_off.spawn(async move { self::interrupted(id, change.await) });
         }
     }
-    let jobs = (state.slots.promised() - ended_before) as usize;
+    let promised = (state.places.promised() - ended_before) as usize;
     let mut unknown = cut_off.len();
-    let mut interrupted = 0;
     let until = Instant::now() + WRITE;
     while let Ok(Some(end)) = tokio::time::timeout_at(until, cut_off.join_next()).await {
         if let Ok(Some(applied)) = end {
@@ -59,7 +120,7 @@ pub(crate) async fn drain(state: &Arc<State>, deadline: Duration) -> Drained {
     }
     // What the store has not answered yet may still be written.
     cut_off.detach_all();
-    Drained { finished: jobs.saturating_sub(interrupted + unknown), interrupted }
+    Drained { finished: promised.saturating_sub(interrupted + unknown), interrupted }
 }
 
 /// Whether a job was ended as interrupted; `None` where the store does not say. Its task learns of

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::runtime::Handle;
 
-use super::{Backoff, slots::Slot};
+use super::{Admission, Backoff};
 use crate::{
     job::JobId,
     store::{Store, StoreFuture},
@@ -20,13 +20,13 @@ use crate::{
 /// is done with that; a shared one has other means to notice a lost node.
 pub(super) fn insist<T: Send + 'static>(
     runtime: &Handle,
-    slot: Slot,
+    admission: Admission,
     id: JobId,
     ask: impl Fn(&dyn Store) -> StoreFuture<T> + Send + 'static,
 ) {
     // The drop may be on a plain thread, and a store may need its runtime.
     let _entered = runtime.enter();
-    let mut answer = ask(&*slot.state.store);
+    let mut answer = ask(&*admission.lane().state.store);
     // The store in memory is done at the first poll, and no task is needed.
     let mut cx = Context::from_waker(Waker::noop());
     let failed = match Pin::new(&mut answer).poll(&mut cx) {
@@ -43,7 +43,7 @@ pub(super) fn insist<T: Send + 'static>(
         while let Err(error) = answer {
             tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "the store does not let go of a job, trying again");
             backoff.wait().await;
-            answer = ask(&*slot.state.store).await;
+            answer = ask(&*admission.lane().state.store).await;
         }
     });
 }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// What a client is told to wait between two polls. A poll costs a few microseconds; a second is
-/// the least that `Retry-After` can say, and keeps a person who waits from noticing the interval.
+/// What a client is told to wait between two polls before anything is known of the route's jobs. A
+/// poll costs a few microseconds; a second is the least that `Retry-After` can say, and keeps a
+/// person who waits from noticing the interval.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// All limits of an `Offload`. Each has a builder method of its name.
@@ -28,6 +29,8 @@ pub(crate) struct Limits {
     pub(crate) max_outcome_bytes: usize,
     /// 1 hour: a job that has run for longer is more likely stuck than slow.
     pub(crate) max_run_time: Duration,
+    /// 100 ms: faster than a person sees, slow enough for a store that takes a millisecond a write.
+    pub(crate) progress_interval: Duration,
     /// 1 hour: longer than a client's network, or its restart, takes to come back.
     pub(crate) ttl: Duration,
 }
@@ -45,6 +48,7 @@ impl Default for Limits {
             max_buffered_bytes: 128 << 20,
             max_outcome_bytes: 4 << 20,
             max_run_time: Duration::from_secs(3600),
+            progress_interval: Duration::from_millis(100),
             ttl: Duration::from_secs(3600),
         }
     }
@@ -61,8 +65,12 @@ impl Limits {
             (self.max_buffered_bytes, "max_buffered_bytes"),
             (self.max_outcome_bytes, "max_outcome_bytes"),
         ];
-        let times =
-            [(self.max_wait, "max_wait"), (self.max_run_time, "max_run_time"), (self.ttl, "ttl")];
+        let times = [
+            (self.max_wait, "max_wait"),
+            (self.max_run_time, "max_run_time"),
+            (self.progress_interval, "progress_interval"),
+            (self.ttl, "ttl"),
+        ];
         let zero_number = numbers.iter().find(|(number, _)| *number == 0).map(|(_, name)| name);
         let zero_time = times.iter().find(|(time, _)| time.is_zero()).map(|(_, name)| name);
         match zero_number.or(zero_time) {

@@ -1,50 +1,82 @@
 //! The state that layers and status services share, and the running of detached jobs.
 //!
-//! Knows the store and what a job is; of requests and policies it knows nothing. Nothing here calls
-//! back up: what must be told upward goes through the store.
+//! Knows the store and what a job is; of policies it knows nothing but their names. Nothing here
+//! calls back up: what must be told upward goes through the store.
 
+mod account;
+mod bytes;
 mod collect;
 mod drain;
 mod insist;
+mod leave;
+mod ledger;
 mod limits;
+mod outlook;
+mod places;
 mod register;
-mod slots;
+mod report;
 mod task;
+mod times;
+mod turn;
+mod wait;
 
 use std::{sync::Arc, time::Duration};
 
+use http::request::Parts;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
-pub use drain::Drained;
-pub(crate) use drain::drain;
+pub(crate) use account::{Account, stats};
+pub use account::{PolicyStats, Stats};
+pub(crate) use bytes::BodyBytes;
+pub use drain::{Drain, Drained};
+pub(crate) use leave::Left;
 pub(crate) use limits::{Limits, MAX_STORED_BYTES, RETRY_AFTER};
+pub(crate) use places::{Admission, Lane, Place, Places};
 pub(crate) use register::{Refusal, Registered, Registering};
-pub(crate) use slots::{BodyBytes, Slots};
 pub(crate) use task::Work;
 
-use crate::{deadlines::Deadlines, store::Store, wire::Urls};
+use self::account::Accounts;
+use crate::{deadlines::Deadlines, job::Owner, store::Store, wire::Urls};
+
+/// The function that names whoever asks.
+pub(crate) type OwnerOf = dyn Fn(&Parts) -> Option<Owner> + Send + Sync;
 
 /// What all clones of one `Offload` share.
 pub(crate) struct State {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) limits: Limits,
     pub(crate) urls: Urls,
+    /// Who sends a request; `None` where owners are not told apart.
+    pub(crate) owner_of: Option<Arc<OwnerOf>>,
     pub(crate) deadlines: Deadlines,
-    /// Jobs that run.
-    pub(crate) slots: Slots,
+    /// Jobs that run, and those that wait for their turn.
+    pub(crate) places: Places,
+    /// What is remembered of each policy.
+    pub(crate) accounts: Accounts,
     /// Requests that wait for a job to end.
     pub(crate) waiters: Semaphore,
     /// Bytes of request bodies that are buffered.
     pub(crate) body_bytes: BodyBytes,
+    /// Canceled when a drain has come to its end.
+    drained: CancellationToken,
 }
 
 impl State {
-    pub(crate) fn new(store: Arc<dyn Store>, limits: Limits, urls: Urls) -> Self {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        limits: Limits,
+        urls: Urls,
+        owner_of: Option<Arc<OwnerOf>>,
+    ) -> Self {
         Self {
             deadlines: Deadlines::new(),
-            slots: Slots::new(limits.max_running),
+            places: Places::new(limits.max_running),
+            accounts: Accounts::default(),
             waiters: Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS)),
             body_bytes: BodyBytes::new(limits.max_buffered_bytes),
+            drained: CancellationToken::new(),
+            owner_of,
             store,
             limits,
             urls,

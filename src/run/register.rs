@@ -6,7 +6,6 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -14,10 +13,11 @@ use tokio::{
     task::{JoinHandle, coop::unconstrained},
 };
 
-use super::{State, insist::insist, slots::Slot};
+use super::{Admission, State, insist::insist};
 use crate::{
     error::{Error, ErrorKind},
-    job::{JobId, Record},
+    job::{Change, End, Failure, JobId, Record},
+    store::Inserted,
 };
 
 /// Why there is no job.
@@ -29,15 +29,18 @@ pub(crate) enum Refusal {
     Draining,
     /// The store failed, or no id could be had.
     Store(Error),
+    /// Another job, this one, has the claim on the request's key.
+    Claimed(Box<Record>),
 }
 
-/// A job that is in the store, and of which nobody was told yet. Dropped, it is taken back.
+/// A job that is in the store, and of which nobody was told yet. Dropped, it is taken back. One with
+/// a claim may have been told to another request with its key, so it is ended instead.
 #[derive(Debug)]
 pub(crate) struct Registered {
     record: Record,
     runtime: Handle,
     /// `None` once the job was promised.
-    slot: Option<Slot>,
+    admission: Option<Admission>,
 }
 
 impl Registered {
@@ -48,23 +51,27 @@ impl Registered {
     /// The job is going to be promised: from now on a drain waits for it. At a drain's deadline it is
     /// too late for that.
     fn promise(mut self) -> Result<Self, Refusal> {
-        if let Some(slot) = &mut self.slot {
-            slot.occupy(self.record.id())?;
+        if let Some(admission) = &mut self.admission {
+            admission.occupy(self.record.id())?;
         }
         Ok(self)
     }
 
     /// What runs the job, whatever becomes of the request.
-    pub(super) fn into_parts(mut self) -> Option<(Slot, Handle)> {
-        Some((self.slot.take()?, self.runtime.clone()))
+    pub(super) fn into_parts(mut self) -> Option<(Admission, Handle)> {
+        Some((self.admission.take()?, self.runtime.clone()))
     }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            let id = self.record.id();
-            insist(&self.runtime, slot, id, move |store| store.take_back(id));
+        let Some(admission) = self.admission.take() else { return };
+        let id = self.record.id();
+        match self.record.claim() {
+            None => insist(&self.runtime, admission, id, move |store| store.take_back(id)),
+            Some(_) => insist(&self.runtime, admission, id, move |store| {
+                store.change(id, Change::Finish(End::Failure(Failure::Interrupted)))
+            }),
         }
     }
 }
@@ -77,25 +84,25 @@ pub(crate) struct Registering {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is boxed as a whole")]
 enum Insertion {
     Done(Option<Result<Registered, Refusal>>),
     UnderWay(JoinHandle<Result<Registered, Refusal>>),
 }
 
 impl Registering {
-    /// Registers a job that takes this place.
+    /// Registers a job that takes this place, or waits for one.
     pub(crate) fn start(
-        slot: Slot,
-        id: JobId,
-        ttl: Duration,
+        admission: Admission,
+        record: Record,
         cx: &mut Context<'_>,
     ) -> Result<Self, Refusal> {
         let runtime = Handle::try_current().map_err(|none| {
             let error = Error::new(ErrorKind::StoreUnavailable, "not on a tokio runtime");
             Refusal::Store(error.with_source(none))
         })?;
-        let record = Record::running(id, SystemTime::now(), ttl);
-        let mut work = Box::pin(insert(slot, record, runtime.clone()));
+        let id = record.id();
+        let mut work = Box::pin(insert(admission, record, runtime.clone()));
         // The store in memory is done at the first poll; others go on in a task of their own,
         // which dropping its handle does not stop (tokio, `JoinHandle`).
         let work = match work.as_mut().poll(cx) {
@@ -111,19 +118,24 @@ impl Registering {
     }
 }
 
-async fn insert(slot: Slot, record: Record, runtime: Handle) -> Result<Registered, Refusal> {
-    let state: Arc<State> = Arc::clone(&slot.state);
+async fn insert(
+    admission: Admission,
+    record: Record,
+    runtime: Handle,
+) -> Result<Registered, Refusal> {
+    let state: Arc<State> = Arc::clone(&admission.lane().state);
     // From here on whatever ends this future early takes the job back: an insert of unknown fate
     // counts as made.
-    let mut registered = Registered { record: record.clone(), runtime, slot: Some(slot) };
-    match state.store.insert(record, state.limits.max_outcome_bytes).await {
-        Ok(()) => Ok(registered),
-        Err(error) if error.kind() == ErrorKind::StoreFull => {
-            registered.slot = None;
-            Err(Refusal::Full("max_stored_bytes"))
-        }
-        Err(error) => Err(Refusal::Store(error)),
-    }
+    let mut registered = Registered { record: record.clone(), runtime, admission: Some(admission) };
+    let refusal = match state.store.insert(record, state.limits.max_outcome_bytes).await {
+        Ok(Inserted::New) => return Ok(registered),
+        Ok(Inserted::Claimed(holder)) => Refusal::Claimed(Box::new(holder)),
+        Err(error) if error.kind() == ErrorKind::StoreFull => Refusal::Full("max_stored_bytes"),
+        Err(error) => return Err(Refusal::Store(error)),
+    };
+    // It is known not to be there.
+    registered.admission = None;
+    Err(refusal)
 }
 
 impl Future for Registering {

@@ -1,6 +1,6 @@
 //! A detached job, from its promise to its end.
 //!
-//! One task polls the handler's future, its run-time limit and the store's word that the job was
+//! A job in a queue waits for its turn first. Then one task polls the handler's future, its run-time limit and the store's word that the job was
 //! ended by somebody else (canceled, or interrupted by a drain), in this order. The task's end is
 //! the store's: whatever happens to it, the job is given one.
 
@@ -8,22 +8,25 @@ use std::{
     any::Any,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use http::{Response, uri::PathAndQuery};
 use http_body::Body;
-use tokio::{runtime::Handle, task::coop::unconstrained};
+use tokio::{runtime::Handle, task::coop::unconstrained, time::Instant};
 use tracing::{Instrument, Span};
 
-use super::{Backoff, Registered, State, collect::collect, insist::insist, slots::Slot};
+use super::{
+    Admission, Backoff, Registered, State, collect::collect, insist::insist, report::report,
+    turn::begin,
+};
 use crate::{
     error::BoxError,
-    job::{Asked, Change, End, Failure, JobId, within},
-    store::Changed,
+    job::{Asked, Change, End, Failure, JobId, Record, Said, Status, within},
+    store::{Changed, Interest},
 };
 
 /// What goes on when a request is taken off its connection.
@@ -37,8 +40,6 @@ pub(crate) struct Work<F> {
     /// The span in which the handler runs.
     pub(crate) span: Span,
     pub(crate) run_time: Duration,
-    /// The policy's name.
-    pub(crate) name: Option<Arc<str>>,
 }
 
 impl<F> Work<F> {
@@ -49,67 +50,126 @@ impl<F> Work<F> {
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
         E: Into<BoxError> + Send + 'static,
     {
-        let id = registered.record().id();
-        let version = registered.record().version();
-        if let Some((slot, runtime)) = registered.into_parts() {
+        let record = registered.record().clone();
+        if let Some((admission, runtime)) = registered.into_parts() {
             // Made here, since the task may be dropped before it is polled: a runtime that shuts
             // down begins no more tasks.
-            let state = Arc::clone(&slot.state);
-            let unfinished = Unfinished { id, runtime: runtime.clone(), slot: Some(slot) };
+            let state = Arc::clone(&admission.lane().state);
+            let unfinished = Unfinished {
+                id: record.id(),
+                runtime: runtime.clone(),
+                admission: Some(admission),
+            };
             let span = self.span.clone();
-            runtime.spawn(run(self, version, state, unfinished).instrument(span));
+            runtime.spawn(job(self, record, state, unfinished).instrument(span));
         }
     }
 }
 
 /// `unfinished` comes last, so it is dropped last: the place is free when the handler's future is
 /// really gone.
-async fn run<F, B, E>(work: Work<F>, version: u32, state: Arc<State>, mut unfinished: Unfinished)
+async fn job<F, B, E>(
+    work: Work<F>,
+    mut record: Record,
+    state: Arc<State>,
+    mut unfinished: Unfinished,
+) where
+    F: Future<Output = Result<Response<B>, E>> + Send,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send,
+    E: Into<BoxError>,
+{
+    let id = record.id();
+    let Some(admission) = &mut unfinished.admission else { return };
+    let account = Arc::clone(&admission.lane().account);
+    tracing::debug!(job = %id, policy = &**account.name(), status = ?record.status(), "detached");
+    if record.status() == Status::Queued {
+        match begin(&state, id, record.version(), admission).await {
+            Some(begun) => record = begun,
+            None => {
+                drop(work);
+                unfinished.admission = None;
+                return;
+            }
+        }
+    }
+    let begun = Instant::now();
+    let (end, said) = run(work, id, record.version(), &state).await;
+    if let Some(end) = end {
+        account.took(begun.elapsed());
+        finish(&state, id, end, said).await;
+    }
+    unfinished.admission = None;
+}
+
+/// Polls the handler until it ends, or is ended: then there is no end to write. Its last progress
+/// is still to be written.
+async fn run<F, B, E>(
+    work: Work<F>,
+    id: JobId,
+    version: u32,
+    state: &Arc<State>,
+) -> (Option<End>, Option<Said>)
 where
     F: Future<Output = Result<Response<B>, E>> + Send,
     B: Body<Data: Send, Error: Into<BoxError>> + Send,
     E: Into<BoxError>,
 {
-    let Work { asked, future, target, run_time, name, .. } = work;
-    let id = unfinished.id;
-    tracing::debug!(job = %id, policy = name.as_deref(), "detached");
-    let end = {
-        let outcome = outcome(id, future, target.as_ref(), state.limits.max_outcome_bytes);
-        let mut outcome = pin!(outcome);
-        // Unconstrained: a handler that has used up its task's budget in a poll (tokio,
-        // src/task/coop) would keep the others from ever being ready.
-        let mut ended_elsewhere = pin!(unconstrained(ended_elsewhere(&state, id, version)));
-        let mut limit = pin!(unconstrained(tokio::time::sleep(run_time)));
-        // Dropped before the handler's future, whose drop may wait for what it tells to stop.
-        let mut asked = asked;
-        let end = poll_fn(|cx| {
-            // The handler first, so that an end that it has reached is never thrown away.
-            let as_job =
-                || within(state.identity(), Some(id), &mut asked, || outcome.as_mut().poll(cx));
-            match catch_unwind(AssertUnwindSafe(as_job)) {
-                Ok(Poll::Ready(end)) => return Poll::Ready(Some(end)),
-                Err(panic) => {
-                    tracing::error!(job = %id, panic = message(&*panic), "the handler panicked");
-                    return Poll::Ready(Some(End::Failure(Failure::Panicked)));
-                }
-                Ok(Poll::Pending) => {}
-            }
-            if ended_elsewhere.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-            limit.as_mut().poll(cx).map(|()| Some(End::Failure(Failure::TimedOut)))
-        })
-        .await;
-        // It has answered, or failed as it can without a layer too: its helpers are its own affair.
-        if !matches!(end, None | Some(End::Failure(Failure::TimedOut | Failure::Panicked))) {
-            asked.finished();
+    let Work { asked, future, target, run_time, .. } = work;
+    let outcome = outcome(id, future, target.as_ref(), state.limits.max_outcome_bytes);
+    let mut outcome = pin!(outcome);
+    // Unconstrained: a handler that has used up its task's budget in a poll (tokio,
+    // src/task/coop) would keep the others from ever being ready.
+    let mut ended_elsewhere = pin!(unconstrained(ended_elsewhere(state, id, version)));
+    let mut limit = pin!(unconstrained(tokio::time::sleep(run_time)));
+    // There only where the handler has asked for its job.
+    let mut reporter = None;
+    // Dropped before the handler's future, whose drop may wait for what it tells to stop.
+    let mut asked = asked;
+    let end = poll_fn(|cx| {
+        // The handler first, so that an end that it has reached is never thrown away.
+        match poll_handler(state.identity(), Some(id), &mut asked, outcome.as_mut(), cx) {
+            Poll::Ready(end) => return Poll::Ready(Some(end.unwrap_or_else(End::Failure))),
+            Poll::Pending => {}
         }
-        end
-    };
-    if let Some(end) = end {
-        finish(&state, id, end).await;
+        if ended_elsewhere.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        if reporter.is_none() {
+            let report = |said| Box::pin(unconstrained(report(Arc::clone(state), id, said)));
+            reporter = asked.said().map(report);
+        }
+        if let Some(reporter) = &mut reporter {
+            // It never ends.
+            let _ = reporter.as_mut().poll(cx);
+        }
+        limit.as_mut().poll(cx).map(|()| Some(End::Failure(Failure::TimedOut)))
+    })
+    .await;
+    let said = asked.said();
+    // It has answered, or failed as it can without a layer too: its helpers are its own affair.
+    if !matches!(end, None | Some(End::Failure(Failure::TimedOut | Failure::Panicked))) {
+        asked.finished();
     }
-    unfinished.slot = None;
+    (end, said)
+}
+
+/// Polls a handler as the job of this desk, and catches its panic.
+pub(super) fn poll_handler<F: Future>(
+    identity: usize,
+    id: Option<JobId>,
+    asked: &mut Asked,
+    handler: Pin<&mut F>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<F::Output, Failure>> {
+    let poll = || within(identity, id, asked, || handler.poll(cx));
+    catch_unwind(AssertUnwindSafe(poll)).map_or_else(
+        |panic| {
+            let job = id.map(tracing::field::display);
+            tracing::error!(job, panic = message(&*panic), "the handler panicked");
+            Poll::Ready(Err(Failure::Panicked))
+        },
+        |polled| polled.map(Ok),
+    )
 }
 
 /// What comes of the handler, if nothing else ends the job.
@@ -135,11 +195,18 @@ fn message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }
 
-/// Writes the job's end, until the store has it. Somebody else may have been faster.
-async fn finish(state: &State, id: JobId, end: End) {
+/// Writes the job's last progress and its end, until the store has them. Somebody else may have been
+/// faster.
+async fn finish(state: &State, id: JobId, end: End, said: Option<Said>) {
+    let mut progress = said.and_then(|said| said.take());
     let mut backoff = Backoff::new();
     loop {
-        match state.store.change(id, Change::Finish(end.clone())).await {
+        let change = match &progress {
+            Some(progress) => Change::Progress(progress.clone()),
+            None => Change::Finish(end.clone()),
+        };
+        match state.store.change(id, change).await {
+            Ok(Changed::Applied(_)) if progress.take().is_some() => {}
             Ok(Changed::Applied(record)) => {
                 tracing::debug!(job = %id, status = ?record.status(), "ended");
                 return;
@@ -154,10 +221,10 @@ async fn finish(state: &State, id: JobId, end: End) {
 }
 
 /// Resolves when the store says that the job has ended.
-async fn ended_elsewhere(state: &State, id: JobId, mut seen: u32) {
+pub(super) async fn ended_elsewhere(state: &State, id: JobId, mut seen: u32) {
     let mut backoff = Backoff::new();
     loop {
-        let woken = state.store.changed(id, seen).await;
+        let woken = state.store.changed(id, seen, Interest::Status).await;
         match (woken, state.store.read(id).await) {
             (Ok(()), Ok(Some(record))) if record.status().is_end() => return,
             (Ok(()), Ok(Some(record))) => seen = record.version(),
@@ -177,16 +244,16 @@ struct Unfinished {
     id: JobId,
     runtime: Handle,
     /// `None` once the job has its end.
-    slot: Option<Slot>,
+    admission: Option<Admission>,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        let Some(slot) = self.slot.take() else { return };
+        let Some(admission) = self.admission.take() else { return };
         let failure =
             if std::thread::panicking() { Failure::Panicked } else { Failure::Interrupted };
         let id = self.id;
-        insist(&self.runtime, slot, id, move |store| {
+        insist(&self.runtime, admission, id, move |store| {
             store.change(id, Change::Finish(End::Failure(failure)))
         });
     }

@@ -17,7 +17,7 @@ use tower_service::Service;
 use crate::{
     body::StatusBody,
     error::Error,
-    job::{Change, JobId, Outcome, Record, Status},
+    job::{Change, Digest, JobId, Outcome, Record, Status},
     run::{RETRY_AFTER, State},
     store::Changed,
     wire::{self, Preferences, Problem, Resource},
@@ -73,8 +73,9 @@ impl<B> Service<Request<B>> for StatusService {
 
     fn call(&mut self, request: Request<B>) -> StatusFuture {
         let asked = Asked::of(&request, &self.state);
+        let asker = Asker::of(request, &self.state);
         let state = Arc::clone(&self.state);
-        StatusFuture { answer: Box::pin(async move { answer(&state, asked).await }) }
+        StatusFuture { answer: Box::pin(async move { answer(&state, asker, asked).await }) }
     }
 }
 
@@ -137,10 +138,38 @@ impl Asked {
     }
 }
 
-async fn answer(state: &State, asked: Asked) -> Response<StatusBody> {
+/// Whoever asks.
+enum Asker {
+    /// Owners are not told apart: whoever knows the id may ask.
+    Anybody,
+    Owner(Digest),
+    /// A request that has no owner.
+    Nobody,
+}
+
+impl Asker {
+    fn of<B>(request: Request<B>, state: &State) -> Self {
+        let Some(owner_of) = &state.owner_of else { return Self::Anybody };
+        let (head, _) = request.into_parts();
+        owner_of(&head).map_or(Self::Nobody, |owner| Self::Owner(owner.digest()))
+    }
+
+    /// Whether it may know that there is this job.
+    fn may_see(&self, record: &Record) -> bool {
+        match self {
+            Self::Anybody => true,
+            Self::Owner(asks) => record.owner() == Some(asks),
+            Self::Nobody => false,
+        }
+    }
+}
+
+async fn answer(state: &State, asker: Asker, asked: Asked) -> Response<StatusBody> {
     let (answer, head) = match asked {
-        Asked::Get { id, resource, wait, head } => (get(state, id, resource, wait).await, head),
-        Asked::Delete { id, resource } => (delete(state, id, resource).await, false),
+        Asked::Get { id, resource, wait, head } => {
+            (get(state, &asker, id, resource, wait).await, head)
+        }
+        Asked::Delete { id, resource } => (delete(state, &asker, id, resource).await, false),
         Asked::Options { resource } => (Ok(options(resource)), false),
         Asked::Other { resource } => (Ok(method_not_allowed(resource)), false),
         Asked::Nothing { head } => (Ok(problem(Problem::UNKNOWN)), head),
@@ -149,41 +178,48 @@ async fn answer(state: &State, asked: Asked) -> Response<StatusBody> {
     if head { without_body(answer) } else { answer }
 }
 
+/// The job, if it is there and whoever asks may know of it. Whose it is never changes.
+async fn seen(state: &State, asker: &Asker, id: JobId) -> Result<Option<Record>, Error> {
+    Ok(state.store.read(id).await?.filter(|record| asker.may_see(record)))
+}
+
 /// `GET` and `HEAD`.
 async fn get(
     state: &State,
+    asker: &Asker,
     id: JobId,
     resource: Resource,
     wait: Option<Duration>,
 ) -> Result<Response<StatusBody>, Error> {
-    if let Some(wait) = wait {
-        wait_for_end(state, id, wait).await;
-    }
-    if resource == Resource::Result {
-        return Ok(match state.store.fetch(id).await? {
-            None => problem(Problem::UNKNOWN),
-            Some((record, outcome)) => result(state, &record, outcome),
-        });
-    }
-    let Some(record) = state.store.read(id).await? else {
+    let Some(mut record) = seen(state, asker, id).await? else {
         return Ok(problem(Problem::UNKNOWN));
     };
+    if let Some(wait) = wait.filter(|_| !record.status().is_end()) {
+        wait_for_end(state, id, wait).await;
+        match state.store.read(id).await? {
+            Some(later) => record = later,
+            None => return Ok(problem(Problem::UNKNOWN)),
+        }
+    }
     if record.is_removed() {
         return Ok(problem(Problem::REMOVED));
     }
-    Ok(bytes(match (resource, record.status().is_end()) {
-        (Resource::Status, _) => wire::document(&state.urls, &record, RETRY_AFTER),
-        (_, true) => wire::see_other(&state.urls, &record),
-        (_, false) => wire::in_progress(&state.urls, &record, RETRY_AFTER),
-    }))
+    Ok(match (resource, record.status().is_end()) {
+        (Resource::Result, true) => match state.store.fetch(id).await? {
+            None => problem(Problem::UNKNOWN),
+            Some((record, outcome)) => result(&record, outcome),
+        },
+        (Resource::Status, _) => {
+            bytes(wire::document(&state.urls, &record, &state.outlook(&record)))
+        }
+        (_, true) => bytes(wire::see_other(&state.urls, &record)),
+        (_, false) => bytes(wire::in_progress(&state.urls, &record, &state.outlook(&record))),
+    })
 }
 
-fn result(state: &State, record: &Record, outcome: Option<Outcome>) -> Response<StatusBody> {
+fn result(record: &Record, outcome: Option<Outcome>) -> Response<StatusBody> {
     match (outcome, wire::of_record(record)) {
         _ if record.is_removed() => problem(Problem::REMOVED),
-        _ if !record.status().is_end() => {
-            bytes(wire::in_progress(&state.urls, record, RETRY_AFTER))
-        }
         (Some(outcome), _) => {
             let (response, trailers) = wire::replayed(&outcome);
             response.map(|data| StatusBody::new(data, trailers))
@@ -197,40 +233,33 @@ fn result(state: &State, record: &Record, outcome: Option<Outcome>) -> Response<
 /// `DELETE`: cancels what has not ended; on the result's own URL it removes what has.
 async fn delete(
     state: &State,
+    asker: &Asker,
     id: JobId,
     resource: Resource,
 ) -> Result<Response<StatusBody>, Error> {
+    if seen(state, asker, id).await?.is_none() {
+        return Ok(problem(Problem::UNKNOWN));
+    }
     let removes = resource == Resource::Result;
+    let document = |record| bytes(wire::document(&state.urls, &record, &state.outlook(&record)));
     Ok(match state.store.change(id, Change::Cancel).await? {
         Changed::Unknown => problem(Problem::UNKNOWN),
-        Changed::Applied(record) => bytes(wire::document(&state.urls, &record, RETRY_AFTER)),
+        Changed::Applied(record) => document(record),
         Changed::Refused(_) if removes => match state.store.change(id, Change::Remove).await? {
             // Expired between the two.
             Changed::Unknown => problem(Problem::UNKNOWN),
             Changed::Applied(_) | Changed::Refused(_) => no_content(),
         },
-        Changed::Refused(record) if record.status() == Status::Canceled => {
-            bytes(wire::document(&state.urls, &record, RETRY_AFTER))
-        }
+        Changed::Refused(record) if record.status() == Status::Canceled => document(record),
         Changed::Refused(record) => bytes(wire::conflict(&state.urls, &record)),
     })
 }
 
 /// `Prefer: wait`: returns when the job ends, when the time is over or, past the bound on waiters,
-/// at once. It is woken by the change itself. Waiting is never an error: when the store fails, the
-/// answer for this moment tells.
+/// at once.
 async fn wait_for_end(state: &State, id: JobId, wait: Duration) {
     let Ok(_waiter) = state.waiters.try_acquire() else { return };
-    let end = async {
-        while let Ok(Some(record)) = state.store.read(id).await {
-            let ended = record.status().is_end();
-            if ended || state.store.changed(id, record.version()).await.is_err() {
-                return;
-            }
-        }
-    };
-    // Out of time or not, the answer is the one for this moment.
-    drop(tokio::time::timeout(wait, end).await);
+    state.ended(id, Some(wait)).await;
 }
 
 fn bytes(response: Response<Bytes>) -> Response<StatusBody> {

@@ -16,17 +16,18 @@ use dashmap::{DashMap, mapref::entry::Entry};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    Changed, Store, StoreFuture,
+    Changed, Inserted, Interest, Store, StoreFuture, Usage,
     expiry::{Expire, Expiry},
+    tally::{Tallies, Tally},
 };
 use crate::{
     error::{Error, ErrorKind},
-    job::{Change, End, JobId, Outcome, Record},
+    job::{Change, Claim, Digest, End, JobId, Outcome, Record},
 };
 
 /// What a job is counted with beside its outcome: its place in the map and in the queue of expiry,
-/// with the slack of both, rounded up.
-const JOB_BYTES: usize = 512;
+/// with the slack of both, its claim on a key, and the message of its progress, rounded up.
+const JOB_BYTES: usize = 1024;
 
 /// With the default of 8 shards on 2 cores a poll was seen to wait 2.6 ms while a million jobs
 /// expired, with 1,024 shards 52 µs; they take 128 KiB.
@@ -36,7 +37,7 @@ const SHARDS: usize = 1024;
 /// is kept when the process dies is lost with it.
 ///
 /// It never holds more than the bytes that it was made with: each job counts with its outcome (with
-/// the largest possible one, until it has ended) and 512 bytes for itself. Dropped jobs give their
+/// the largest possible one, until it has ended) and 1,024 bytes for itself. Dropped jobs give their
 /// memory back.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
@@ -46,8 +47,11 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct Inner {
     jobs: DashMap<JobId, Kept>,
+    /// Which job has the claim on a key. Its locks are taken before those of `jobs`, never after.
+    claims: DashMap<Digest, JobId>,
     max_bytes: usize,
     bytes: AtomicUsize,
+    tallies: Tallies,
     expiry: Expiry,
 }
 
@@ -60,12 +64,16 @@ struct Kept {
     bytes: usize,
     /// From when on it is as if it were not there; `None` until it has ended.
     expires: Option<Instant>,
-    /// There only while somebody waits, or has waited since the last change.
+    /// There only while somebody waits, or has waited since the last change that they wait for.
     waiters: Option<Arc<Notify>>,
+    /// The same for those who wait for progress too.
+    watchers: Option<Arc<Notify>>,
+    tally: Arc<Tally>,
 }
 
-/// With the slack of a hash table and of a heap, [`JOB_BYTES`] are to cover this.
-const _: () = assert!(size_of::<(JobId, Kept)>() <= 256);
+/// With the slack of a hash table and of a heap, a claim in a table of its own and a message,
+/// [`JOB_BYTES`] are to cover this.
+const _: () = assert!(size_of::<(JobId, Kept)>() <= 288);
 
 impl Kept {
     fn is_expired(&self) -> bool {
@@ -79,8 +87,10 @@ impl MemoryStore {
         Self {
             inner: Arc::new(Inner {
                 jobs: DashMap::with_shard_amount(SHARDS),
+                claims: DashMap::new(),
                 max_bytes,
                 bytes: AtomicUsize::new(0),
+                tallies: Tallies::default(),
                 expiry: Expiry::default(),
             }),
         }
@@ -103,7 +113,7 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<()> {
+    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<Inserted> {
         StoreFuture::ready(self.inner.insert(record, outcome_bytes))
     }
 
@@ -121,12 +131,17 @@ impl Store for MemoryStore {
         StoreFuture::ready(Ok(fetched))
     }
 
+    fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
+        let id = self.inner.claims.get(&key).map(|id| *id);
+        StoreFuture::ready(Ok(id.and_then(|id| self.inner.holder(id, &key))))
+    }
+
     fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {
         StoreFuture::ready(Ok(Inner::change(&self.inner, id, change)))
     }
 
-    fn changed(&self, id: JobId, seen: u32) -> StoreFuture<()> {
-        match self.inner.waiters(id, seen) {
+    fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()> {
+        match self.inner.waiters(id, seen, interest) {
             None => StoreFuture::ready(Ok(())),
             Some(waiters) => {
                 // It counts the changes from here on, not from its first poll on: the entry was
@@ -138,32 +153,82 @@ impl Store for MemoryStore {
             }
         }
     }
+
+    fn usage(&self) -> StoreFuture<Vec<Usage>> {
+        StoreFuture::ready(Ok(self.inner.tallies.usage()))
+    }
 }
 
 impl Inner {
-    fn insert(&self, record: Record, outcome_bytes: usize) -> Result<(), Error> {
+    fn insert(&self, record: Record, outcome_bytes: usize) -> Result<Inserted, Error> {
+        // First, since what has expired lets go of claims, whose locks are taken below.
         while !self.reserve(outcome_bytes) {
             if !self.expire_due() {
                 return Err(Error::new(ErrorKind::StoreFull, "the store in memory is full"));
             }
         }
+        let inserted = self.claim(record, outcome_bytes);
+        if !matches!(inserted, Ok(Inserted::New)) {
+            self.give_back(outcome_bytes + JOB_BYTES);
+        }
+        inserted
+    }
+
+    fn claim(&self, record: Record, outcome_bytes: usize) -> Result<Inserted, Error> {
+        let Some(claim) = record.claim().cloned() else {
+            return self.keep(record, outcome_bytes);
+        };
+        // Whoever else claims this key waits here until the job that has it is in the map.
+        let entry = self.claims.entry(*claim.key());
+        if let Entry::Occupied(held) = &entry {
+            if let Some(record) = self.holder(*held.get(), claim.key()) {
+                return Ok(Inserted::Claimed(record));
+            }
+        }
         let id = record.id();
-        let kept =
-            Kept { record, outcome: None, bytes: outcome_bytes, expires: None, waiters: None };
+        let inserted = self.keep(record, outcome_bytes)?;
+        match entry {
+            Entry::Occupied(mut left) => drop(left.insert(id)),
+            Entry::Vacant(free) => drop(free.insert(id)),
+        }
+        Ok(inserted)
+    }
+
+    /// The job of this id, if it has a claim on the same key.
+    fn holder(&self, id: JobId, key: &Digest) -> Option<Record> {
+        let record = self.look(id, |kept| kept.record.clone())?;
+        record.claim().is_some_and(|claim| claim.key() == key).then_some(record)
+    }
+
+    /// Puts a job into the map whose bytes are counted already.
+    fn keep(&self, record: Record, outcome_bytes: usize) -> Result<Inserted, Error> {
+        let id = record.id();
+        let tally = self.tallies.of(record.policy());
+        let kept = Kept {
+            record,
+            outcome: None,
+            bytes: outcome_bytes,
+            expires: None,
+            waiters: None,
+            watchers: None,
+            tally,
+        };
+        // Counted before it can be found, and be gone.
+        kept.tally.add(outcome_bytes + JOB_BYTES);
         let before = match self.jobs.entry(id) {
             Entry::Vacant(vacant) => {
                 vacant.insert(kept);
-                return Ok(());
+                return Ok(Inserted::New);
             }
             Entry::Occupied(mut occupied) if occupied.get().is_expired() => occupied.insert(kept),
             Entry::Occupied(_) => {
-                self.give_back(outcome_bytes + JOB_BYTES);
+                kept.tally.remove(outcome_bytes + JOB_BYTES);
                 let message = "a job with this id is there already";
                 return Err(Error::new(ErrorKind::StoreUnavailable, message));
             }
         };
         self.gone(before);
-        Ok(())
+        Ok(Inserted::New)
     }
 
     /// Counts a job with an outcome of so many bytes, if there is room.
@@ -192,6 +257,7 @@ impl Inner {
         };
         let kept = entry.value_mut();
         let at = SystemTime::now();
+        let claim = kept.record.claim().cloned();
         if !kept.record.apply(&change, at) {
             return Changed::Refused(kept.record.clone());
         }
@@ -205,9 +271,13 @@ impl Inner {
         };
         if ended {
             let bytes = kept.outcome.as_ref().map_or(0, |outcome| outcome.as_bytes().len());
-            this.recount(std::mem::replace(&mut kept.bytes, bytes), bytes);
+            this.recount(kept, bytes);
         }
-        let waiters = kept.waiters.take();
+        let waiters = match kept.record.status_version() == kept.record.version() {
+            true => kept.waiters.take(),
+            false => None,
+        };
+        let watchers = kept.watchers.take();
         let record = kept.record.clone();
         // The map's lock is given up before anything else is done.
         drop(entry);
@@ -216,25 +286,43 @@ impl Inner {
             let weak: Weak<Self> = Arc::downgrade(this);
             this.expiry.push(expires, id, weak);
         }
-        if let Some(waiters) = waiters {
-            waiters.notify_waiters();
+        if record.claim().is_none() {
+            this.release(id, claim.as_ref());
         }
+        waiters.into_iter().chain(watchers).for_each(|waiting| waiting.notify_waiters());
         Changed::Applied(record)
     }
 
-    /// A waiter for the next change; `None` where there has been one since `seen`.
-    fn waiters(&self, id: JobId, seen: u32) -> Option<impl Future<Output = ()> + Send + use<>> {
-        let mut kept = self.jobs.get_mut(&id).filter(|kept| !kept.is_expired())?;
-        if kept.record.version() != seen {
-            return None;
+    /// A waiter for the next change that is of interest; `None` where there has been one since
+    /// `seen`.
+    fn waiters(
+        &self,
+        id: JobId,
+        seen: u32,
+        interest: Interest,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let mut entry = self.jobs.get_mut(&id).filter(|kept| !kept.is_expired())?;
+        let kept = entry.value_mut();
+        let (last, waiting) = match interest {
+            Interest::Status => (kept.record.status_version(), &mut kept.waiters),
+            Interest::Progress => (kept.record.version(), &mut kept.watchers),
+        };
+        // A version that is still to come is not one that the caller has seen of this job.
+        let is_news = last > seen || kept.record.version() < seen;
+        (!is_news).then(|| Arc::clone(waiting.get_or_insert_default()).notified_owned())
+    }
+
+    /// Forgets a claim that this job has no more.
+    fn release(&self, id: JobId, claim: Option<&Claim>) {
+        if let Some(claim) = claim {
+            self.claims.remove_if(claim.key(), |_, holder| *holder == id);
         }
-        let waiters = kept.waiters.get_or_insert_default();
-        Some(Arc::clone(waiters).notified_owned())
     }
 
     /// Drops a job and gives back what it took.
     fn forget(&self, id: JobId, condition: impl FnOnce(&Kept) -> bool) {
         if let Some((_, kept)) = self.jobs.remove_if(&id, |_, kept| condition(kept)) {
+            self.release(id, kept.record.claim());
             self.gone(kept);
         }
     }
@@ -242,19 +330,17 @@ impl Inner {
     /// Gives back what a job took that is in the map no more.
     fn gone(&self, kept: Kept) {
         self.give_back(kept.bytes + JOB_BYTES);
-        if let Some(waiters) = kept.waiters {
-            waiters.notify_waiters();
-        }
+        kept.tally.remove(kept.bytes + JOB_BYTES);
+        [kept.waiters, kept.watchers].iter().flatten().for_each(|waiting| waiting.notify_waiters());
     }
 
     /// Called under the job's lock: later the job may have gone, and be given back twice. An
     /// outcome larger than what was reserved breaks the contract; it is counted all the same.
-    fn recount(&self, before: usize, after: usize) {
-        if after > before {
-            self.bytes.fetch_add(after - before, Ordering::Relaxed);
-        } else {
-            self.give_back(before - after);
-        }
+    fn recount(&self, kept: &mut Kept, after: usize) {
+        let before = std::mem::replace(&mut kept.bytes, after);
+        // One step, which wraps around for a difference below zero: nobody sees too many in between.
+        self.bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        kept.tally.recount(before, after);
     }
 
     fn give_back(&self, bytes: usize) {
@@ -274,6 +360,7 @@ impl Expire for Inner {
     /// The map never shrinks by itself: empty, it would hold what its fullest hour took.
     fn shrink(&self) {
         self.jobs.shrink_to_fit();
+        self.claims.shrink_to_fit();
     }
 }
 
@@ -464,7 +551,7 @@ mod tests {
         store.insert(record.clone(), usize::MAX - JOB_BYTES).await.unwrap();
         store.change(record.id(), response(b"x")).await.unwrap();
         assert!(store.read(record.id()).await.unwrap().is_some());
-        assert!(store.bytes() < 1000);
+        assert!(store.bytes() < 2 * JOB_BYTES);
     }
 
     #[test]

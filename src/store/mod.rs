@@ -6,11 +6,13 @@
 pub mod conformance;
 mod expiry;
 mod memory;
+mod tally;
 
 use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -18,7 +20,7 @@ pub use memory::MemoryStore;
 
 use crate::{
     error::Error,
-    job::{Change, JobId, Outcome, Record},
+    job::{Change, Digest, JobId, Outcome, Record},
 };
 
 /// Keeps jobs and their outcomes.
@@ -36,8 +38,12 @@ use crate::{
 ///    refuses the outcome of a job that it has taken, up to the bytes named then.
 /// 4. **A change wakes.** Whoever waits in [`changed`](Store::changed) is woken by the change
 ///    itself, in this process or another; a change made before the call, and after the version that
-///    it names, is not missed. A waiter that is dropped leaves nothing behind.
-/// 5. **An error means that nobody knows.** The call may or may not have been carried out, except
+///    it names, is not missed. [Progress](Change::Progress) wakes only those who asked for it. A
+///    waiter that is dropped leaves nothing behind.
+/// 5. **A claim is one job's.** Of jobs whose records have a [claim](Record::claim) with the same
+///    key at most one is kept: `insert` keeps a job and its claim, or gives the one that has it. The
+///    claim ends with the job, or when the record lets go of it.
+/// 6. **An error means that nobody knows.** The call may or may not have been carried out, except
 ///    with `StoreFull`. Every call may be repeated.
 ///
 /// Futures are polled on a tokio runtime, and may be dropped at any time.
@@ -48,7 +54,7 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// `StoreFull` where there is no room. An id that is known already is an error too, of kind
     /// `StoreUnavailable`, and leaves the job that has it as it is.
-    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<()>;
+    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<Inserted>;
 
     /// Forgets a job that nobody was told of, whatever its status. One that is not there is fine.
     fn take_back(&self, id: JobId) -> StoreFuture<()>;
@@ -59,12 +65,48 @@ pub trait Store: Send + Sync + 'static {
     /// The job's record, and its outcome if there is one that was not removed.
     fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>>;
 
+    /// The job that has the claim with this key, if there is one.
+    fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>>;
+
     /// Applies a change, if [`Record::apply`] does.
     fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed>;
 
-    /// Resolves once the job's [version](Record::version) is another than `seen`, or the job is not
-    /// there. It may resolve early; callers read the job again.
-    fn changed(&self, id: JobId, seen: u32) -> StoreFuture<()>;
+    /// Resolves once the job has changed in a way that is of `interest` since its
+    /// [version](Record::version) was `seen`, or the job is not there. It may resolve early; callers
+    /// read the job again.
+    fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()>;
+
+    /// What is kept, by the names of policies.
+    fn usage(&self) -> StoreFuture<Vec<Usage>>;
+}
+
+/// What became of an [`insert`](Store::insert).
+#[derive(Debug, Clone)]
+pub enum Inserted {
+    /// The job is kept.
+    New,
+    /// It is not: another job, this one, has the same [claim's key](crate::Claim::key).
+    Claimed(Record),
+}
+
+/// Which changes somebody who waits for a job wants to be woken by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Interest {
+    /// Those of its status, its end above all.
+    Status,
+    /// All, those of its progress too.
+    Progress,
+}
+
+/// What a store keeps of one policy's jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// The policy's name.
+    pub policy: Option<Arc<str>>,
+    /// How many jobs are kept, ended or not.
+    pub jobs: usize,
+    /// The bytes that they count with.
+    pub bytes: usize,
 }
 
 /// What became of a [`Change`].

@@ -30,12 +30,26 @@ struct Document {
     finished_at: Option<String>,
     expires_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<Done>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_position: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eta_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     response_status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Problem>,
     links: Links,
     #[serde(rename = "resourceLocation", skip_serializing_if = "Option::is_none")]
     resource_location: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Done {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -46,8 +60,19 @@ struct Links {
     result: String,
 }
 
-/// The status document's bytes.
-fn json(urls: &Urls, record: &Record) -> Bytes {
+/// What a client may expect of a job that has not ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outlook {
+    /// When to ask again.
+    pub(crate) retry_after: Duration,
+    /// How long it is likely to take, if anything is known of that.
+    pub(crate) eta: Option<Duration>,
+    /// 1 is next.
+    pub(crate) queue_position: Option<usize>,
+}
+
+/// The status document's bytes. `outlook` counts only until the job has ended.
+fn json(urls: &Urls, record: &Record, outlook: Option<&Outlook>) -> Bytes {
     let id = record.id();
     let azure = urls.operation_location() && record.status().is_end();
     let document = Document {
@@ -57,6 +82,12 @@ fn json(urls: &Urls, record: &Record) -> Bytes {
         started_at: record.started_at().map(rfc3339),
         finished_at: record.finished_at().map(rfc3339),
         expires_at: rfc3339(record.expires_at()),
+        progress: record.progress().map(|progress| Done {
+            ratio: progress.ratio(),
+            message: progress.message().map(str::to_owned),
+        }),
+        queue_position: outlook.and_then(|outlook| outlook.queue_position),
+        eta_seconds: outlook.and_then(|outlook| outlook.eta).map(whole_seconds),
         response_status: record.response_status().map(|status| status.as_u16()),
         error: problem::of_record(record),
         links: Links { job: urls.job(id), status: urls.status(id), result: urls.result(id) },
@@ -76,13 +107,21 @@ fn rfc3339(time: SystemTime) -> String {
 /// `Retry-After` in whole seconds, rounded up and at least 1 (RFC 9110, section 10.2.3): a client
 /// that is told 0 asks in a tight loop.
 pub(crate) fn retry_after(time: Duration) -> HeaderValue {
-    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
-    HeaderValue::from(seconds.max(1))
+    HeaderValue::from(whole_seconds(time).max(1))
+}
+
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0))
 }
 
 /// The document as a response of this status.
-fn response(status: StatusCode, urls: &Urls, record: &Record) -> Response<Bytes> {
-    let mut response = Response::new(json(urls, record));
+fn response(
+    status: StatusCode,
+    urls: &Urls,
+    record: &Record,
+    outlook: Option<&Outlook>,
+) -> Response<Bytes> {
+    let mut response = Response::new(json(urls, record, outlook));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     response.headers_mut().insert(header::CACHE_CONTROL, NO_STORE);
@@ -101,10 +140,10 @@ fn insert(response: &mut Response<Bytes>, name: HeaderName, value: &str) {
 pub(crate) fn accepted(
     urls: &Urls,
     record: &Record,
-    retry: Duration,
+    outlook: &Outlook,
     applied: Option<Option<Duration>>,
 ) -> Response<Bytes> {
-    let mut response = in_progress(urls, record, retry);
+    let mut response = in_progress(urls, record, outlook);
     let headers = response.headers_mut();
     headers.insert(header::VARY, HeaderValue::from_static("Prefer"));
     let link = format!("<{}>; rel=\"status monitor\"", urls.status(record.id()));
@@ -124,32 +163,33 @@ pub(crate) fn accepted(
 }
 
 /// 202: the job has not ended, ask again there and then.
-pub(crate) fn in_progress(urls: &Urls, record: &Record, retry: Duration) -> Response<Bytes> {
-    let mut response = response(StatusCode::ACCEPTED, urls, record);
+pub(crate) fn in_progress(urls: &Urls, record: &Record, outlook: &Outlook) -> Response<Bytes> {
+    let mut response = response(StatusCode::ACCEPTED, urls, record, Some(outlook));
     insert(&mut response, header::LOCATION, &urls.location(record.id()));
-    response.headers_mut().insert(header::RETRY_AFTER, retry_after(retry));
+    response.headers_mut().insert(header::RETRY_AFTER, retry_after(outlook.retry_after));
     response
 }
 
 /// 200 with the document, and `Retry-After` while the job has not ended.
-pub(crate) fn document(urls: &Urls, record: &Record, retry: Duration) -> Response<Bytes> {
-    let mut response = response(StatusCode::OK, urls, record);
-    if !record.status().is_end() {
-        response.headers_mut().insert(header::RETRY_AFTER, retry_after(retry));
+pub(crate) fn document(urls: &Urls, record: &Record, outlook: &Outlook) -> Response<Bytes> {
+    let ended = record.status().is_end();
+    let mut response = response(StatusCode::OK, urls, record, (!ended).then_some(outlook));
+    if !ended {
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after(outlook.retry_after));
     }
     response
 }
 
 /// 303 to the result of a job that has ended.
 pub(crate) fn see_other(urls: &Urls, record: &Record) -> Response<Bytes> {
-    let mut response = response(StatusCode::SEE_OTHER, urls, record);
+    let mut response = response(StatusCode::SEE_OTHER, urls, record, None);
     insert(&mut response, header::LOCATION, &urls.result(record.id()));
     response
 }
 
 /// 409: the job has ended and can't be canceled any more; nothing is lost.
 pub(crate) fn conflict(urls: &Urls, record: &Record) -> Response<Bytes> {
-    response(StatusCode::CONFLICT, urls, record)
+    response(StatusCode::CONFLICT, urls, record, None)
 }
 
 #[cfg(test)]
@@ -162,6 +202,10 @@ mod tests {
 
     fn urls(style: LocationStyle, azure: bool) -> Urls {
         Urls::new("/jobs", Some("https://pub.example/x/jobs"), style, azure).unwrap()
+    }
+
+    fn again_in(retry_after: Duration) -> Outlook {
+        Outlook { retry_after, eta: None, queue_position: None }
     }
 
     fn running() -> Record {
@@ -178,7 +222,7 @@ mod tests {
         let mut record = running();
         let at = record.created_at() + Duration::from_secs(5);
         assert!(record.apply(&Change::Finish(End::Failure(Failure::TimedOut)), at));
-        let body = json(&urls(LocationStyle::Job, true), &record);
+        let body = json(&urls(LocationStyle::Job, true), &record, None);
         let document: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let id = record.id();
         assert_eq!(
@@ -207,6 +251,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_be_expected_is_told_until_the_end() {
+        let document = |record: &Record| -> serde_json::Value {
+            let outlook = Outlook {
+                retry_after: Duration::from_secs(1),
+                eta: Some(Duration::from_millis(7001)),
+                queue_position: Some(3),
+            };
+            let answer = document(&urls(LocationStyle::Job, false), record, &outlook);
+            serde_json::from_slice(answer.body()).unwrap()
+        };
+        let mut record = running();
+        let progress = crate::job::Progress::new(Some(0.5), Some("row \"5\""));
+        assert!(record.apply(&Change::Progress(progress), record.created_at()));
+        let told = document(&record);
+        assert_eq!((&told["queue_position"], &told["eta_seconds"]), (&3.into(), &8.into()));
+        let progress = serde_json::json!({"ratio": 0.5, "message": "row \"5\""});
+        assert_eq!(told["progress"], progress);
+        assert!(record.apply(&Change::Cancel, record.created_at()));
+        let told = document(&record);
+        assert!(told.get("queue_position").is_none() && told.get("eta_seconds").is_none());
+        assert_eq!(told["progress"], progress);
+    }
+
+    #[test]
     fn headers_of_a_202() {
         let record = running();
         let job = format!("https://pub.example/x/jobs/{}", record.id());
@@ -214,7 +282,7 @@ mod tests {
         let answer = accepted(
             &urls(LocationStyle::Job, false),
             &record,
-            retry,
+            &again_in(retry),
             Some(Some(Duration::from_secs(3))),
         );
         let header =
@@ -238,7 +306,7 @@ mod tests {
             (LocationStyle::Result, "/result"),
             (LocationStyle::Status, "/status"),
         ] {
-            let answer = accepted(&urls(style, true), &record, Duration::ZERO, None);
+            let answer = accepted(&urls(style, true), &record, &again_in(Duration::ZERO), None);
             let job = format!("https://pub.example/x/jobs/{}", record.id());
             assert_eq!(answer.headers()["location"], format!("{job}{end}"));
             assert_eq!(answer.headers()["operation-location"], format!("{job}/status"));

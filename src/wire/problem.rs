@@ -63,6 +63,18 @@ problems! {
         "The server shut down before the job was finished. The request may be sent again.";
     FULL: "limit-reached", SERVICE_UNAVAILABLE, "No room for another job",
         "The server has as many jobs as it may have. Send the request again after the time in Retry-After.";
+    NO_OWNER: "no-owner", UNAUTHORIZED, "Nobody to keep a job for",
+        "The server cannot tell who sends this request, so it could keep no job for you. Send your credentials along.";
+    BODY_TOO_LARGE: "body-too-large", PAYLOAD_TOO_LARGE, "The request's body is too large",
+        "On this route a request is taken in whole before its work begins, and this one is larger than that allows. Send less, or in parts.";
+    BODY_BROKEN: "body-broken", BAD_REQUEST, "The request's body broke off",
+        "The request's body ended before it was complete, and nothing was done. Send the request again.";
+    KEY_MISSING: "idempotency-key-missing", BAD_REQUEST, "Idempotency-Key is missing",
+        "This route wants an Idempotency-Key header: a string that is new for each piece of work, and the same when a request is sent again.";
+    KEY_MALFORMED: "idempotency-key-malformed", BAD_REQUEST, "Idempotency-Key is malformed",
+        "Send one Idempotency-Key header with a string of 1 to 255 visible characters, in double quotes.";
+    KEY_REUSED: "idempotency-key-reused", UNPROCESSABLE_ENTITY, "Idempotency-Key was used before",
+        "Another request was sent under this Idempotency-Key, with another method, path or body. Send this one under a new key.";
     DRAINING: "shutting-down", SERVICE_UNAVAILABLE, "Shutting down",
         "The server is shutting down and begins no new jobs. Send the request again after the time in Retry-After.";
     STORE: "store-unavailable", SERVICE_UNAVAILABLE, "The job store does not answer",
@@ -70,6 +82,12 @@ problems! {
 }
 
 impl Problem {
+    /// The problem, with what was wrong with this request.
+    pub(crate) fn with_detail(mut self, detail: &'static str) -> Self {
+        self.detail = detail;
+        self
+    }
+
     /// The problem, naming the limit that was reached.
     pub(crate) fn with_limit(mut self, limit: &'static str) -> Self {
         self.limit = Some(limit);

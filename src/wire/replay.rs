@@ -17,8 +17,7 @@ use crate::job::Outcome;
 const ASYNC_RESULT: HeaderName = HeaderName::from_static("asyncresult");
 
 /// What is not kept: fields of the one connection (RFC 9110, section 7.6.1; those that RFC 2616
-/// named besides), what frames the body anew at each replay, what would make a shared cache keep
-/// it, and a promise of ranges that a replay does not serve.
+/// named besides), and what frames the body anew at each replay.
 const DROPPED: &[&str] = &[
     "connection",
     "keep-alive",
@@ -28,13 +27,12 @@ const DROPPED: &[&str] = &[
     "transfer-encoding",
     "upgrade",
     "content-length",
-    "cache-control",
-    "expires",
-    "age",
-    "cdn-cache-control",
-    "surrogate-control",
-    "accept-ranges",
 ];
+
+/// What is kept, but not replayed: what would make a shared cache keep the replay, and a promise of
+/// ranges that it does not serve.
+const NOT_REPLAYED: &[&str] =
+    &["cache-control", "expires", "age", "cdn-cache-control", "surrogate-control", "accept-ranges"];
 
 /// Makes the head of a response ready to be kept. `target` is the path of the original request,
 /// which relative references are resolved against: at the URL of the replay they would mean
@@ -92,8 +90,19 @@ pub(crate) fn replayed(outcome: &Outcome) -> (Response<Bytes>, Option<HeaderMap>
     };
     let headers = response.headers_mut();
     *headers = outcome.headers();
+    for name in NOT_REPLAYED {
+        headers.remove(*name);
+    }
     headers.insert(ASYNC_RESULT, HeaderValue::from(status.as_u16()));
     headers.insert(header::CACHE_CONTROL, NO_STORE);
+    (response, outcome.trailers())
+}
+
+/// The outcome as the handler's answer to the request itself, whose client has waited for it.
+pub(crate) fn answered(outcome: &Outcome) -> (Response<Bytes>, Option<HeaderMap>) {
+    let mut response = Response::new(outcome.body());
+    *response.status_mut() = outcome.status();
+    *response.headers_mut() = outcome.headers();
     (response, outcome.trailers())
 }
 
@@ -130,9 +139,25 @@ mod tests {
             ("etag", "\"1\""),
         ]);
         prepare(&mut head, None);
-        let mut names: Vec<_> = head.headers.iter().map(|(name, _)| name.as_str()).collect();
-        names.sort_unstable();
-        assert_eq!(names, ["content-type", "etag", "set-cookie", "set-cookie", "trailer"]);
+        let names = |headers: &HeaderMap| {
+            let mut names: Vec<_> = headers.keys().map(|name| name.to_string()).collect();
+            names.sort_unstable();
+            names.join(" ")
+        };
+        let outcome = Outcome::new(&head, b"", None);
+        let (replay, _) = replayed(&outcome);
+        assert_eq!(
+            names(replay.headers()),
+            "asyncresult cache-control content-type etag set-cookie trailer"
+        );
+        assert_eq!(replay.headers()["cache-control"], "no-store");
+        assert_eq!(replay.headers().get_all("set-cookie").iter().count(), 2);
+        let (answer, _) = answered(&outcome);
+        assert_eq!(
+            names(answer.headers()),
+            "accept-ranges age cache-control cdn-cache-control content-type etag expires set-cookie \
+             surrogate-control trailer"
+        );
     }
 
     #[test]

@@ -16,8 +16,8 @@ use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 use tower_offload::{
-    Change, Error, ErrorKind, JobId, MemoryStore, Offload, Outcome, Record, Store,
-    store::{Changed, StoreFuture},
+    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Offload, Outcome, Record, Store,
+    store::{Changed, Inserted, Interest, StoreFuture, Usage},
 };
 
 /// What the status service answers to a `GET`.
@@ -163,7 +163,7 @@ fn failure() -> Error {
 }
 
 impl Store for Held {
-    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<()> {
+    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<Inserted> {
         let (jobs, shared) = (self.jobs.clone(), Arc::clone(&self.shared));
         let insert = *shared.insert.lock().unwrap();
         StoreFuture::new(async move {
@@ -218,7 +218,15 @@ impl Store for Held {
         })
     }
 
-    fn changed(&self, id: JobId, seen: u32) -> StoreFuture<()> {
-        self.jobs.changed(id, seen)
+    fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
+        self.jobs.claimed(key)
+    }
+
+    fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()> {
+        self.jobs.changed(id, seen, interest)
+    }
+
+    fn usage(&self) -> StoreFuture<Vec<Usage>> {
+        self.jobs.usage()
     }
 }

@@ -31,6 +31,7 @@ fn becomes(from: &Record, change: &Change) -> Option<Status> {
     let open = matches!(from.status(), Status::Queued | Status::Running);
     match change {
         Change::Start => (from.status() == Status::Queued).then_some(Status::Running),
+        Change::Progress(_) => (from.status() == Status::Running).then_some(Status::Running),
         Change::Finish(End::Failure(_)) => open.then_some(Status::Failed),
         Change::Finish(End::Response(outcome)) if outcome.status().as_u16() < 400 => {
             open.then_some(Status::Succeeded)

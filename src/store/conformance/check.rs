@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use crate::{
     error::Error,
     job::{Change, End, JobId, Outcome, Record},
-    store::{Changed, Store, StoreFuture},
+    store::{Changed, Interest, Store, StoreFuture},
 };
 
 /// The longest that any answer may take, or any waiter be left waiting.
@@ -113,7 +113,7 @@ impl<S: Store> Check<S> {
     }
 
     pub(super) async fn changed(&self, id: JobId, seen: u32) {
-        self.answer("changed", self.there.changed(id, seen)).await;
+        self.answer("changed", self.there.changed(id, seen, Interest::Progress)).await;
     }
 
     /// The record of a job that must be there.

@@ -6,7 +6,7 @@ use super::check::{Check, outcome, response};
 use crate::{
     error::ErrorKind,
     job::{Change, End, Failure, JobId, Outcome, Record},
-    store::{Changed, Store},
+    store::{Changed, Interest, Store},
 };
 
 /// What a job's outcome may have in the check of a full store, and with how many of them it gives up.
@@ -179,7 +179,7 @@ pub(super) async fn any_future_may_be_dropped<S: Store>(check: &Check<S>) {
         for change in [Change::Start, response(200), Change::Remove] {
             drop(check.begin("read", check.there.read(id)).await);
             drop(check.begin("fetch", check.there.fetch(id)).await);
-            drop(check.begin("changed", check.there.changed(id, 0)).await);
+            drop(check.begin("changed", check.there.changed(id, 0, Interest::Progress)).await);
             let before = check.record(id, "after futures were dropped").await;
             drop(check.begin("change", check.here.change(id, change.clone())).await);
             // Repeated, it is applied, or it is refused since it was applied before.

@@ -10,7 +10,7 @@ use tokio::{
 use super::check::{Check, join, response};
 use crate::{
     job::{Change, JobId, Record},
-    store::Store,
+    store::{Interest, Store},
 };
 
 /// So soon a waiter is woken, at the best of some tries.
@@ -25,7 +25,7 @@ fn steps() -> [Change; 3] {
 
 /// Somebody who has begun to wait for another version than `seen`.
 async fn waiter<S: Store>(check: &Check<S>, id: JobId, seen: u32) -> JoinHandle<Option<Record>> {
-    let begun = check.begin("changed", check.there.changed(id, seen)).await;
+    let begun = check.begin("changed", check.there.changed(id, seen, Interest::Progress)).await;
     let check = check.clone();
     tokio::spawn(async move {
         if let Some(begun) = begun {
@@ -64,7 +64,7 @@ pub(super) async fn a_change_made_before_the_call_is_not_missed<S: Store>(check:
     let record = check.job(Record::queued);
     check.insert(&record).await;
     for (seen, change) in (0..).zip(steps()) {
-        let called_before = check.there.changed(record.id(), seen);
+        let called_before = check.there.changed(record.id(), seen, Interest::Progress);
         check.applied(record.id(), change).await;
         for seen in 0..=seen {
             check.changed(record.id(), seen).await;
@@ -118,8 +118,16 @@ pub(super) async fn a_dropped_waiter_takes_no_wake_with_it<S: Store>(check: &Che
     for (seen, change) in (0..).zip(steps()) {
         let mut waiters = Vec::with_capacity(MANY);
         for _ in 0..MANY {
-            drop(check.begin("changed", check.there.changed(record.id(), seen)).await);
-            waiters.push(check.begin("changed", check.there.changed(record.id(), seen)).await);
+            drop(
+                check
+                    .begin("changed", check.there.changed(record.id(), seen, Interest::Progress))
+                    .await,
+            );
+            waiters.push(
+                check
+                    .begin("changed", check.there.changed(record.id(), seen, Interest::Progress))
+                    .await,
+            );
         }
         check.applied(record.id(), change).await;
         // Now every other goes, which was woken and has not looked yet.

@@ -1,0 +1,256 @@
+//! Requests that are jobs before their handler begins: those of a route with a queue, and those
+//! with an `Idempotency-Key`.
+//!
+//! ```text
+//!  body in whole ──▶ a place, or a place in the queue ──▶ in the store ──▶ a task ──▶ 202
+//!       │                        │                            │      with a key: after its budget,
+//!       ▼ 413                    ▼ 503                        ▼      or its response before that
+//!                                                   the key is another job's: that one's answer,
+//!                                                   or 422
+//! ```
+//!
+//! The service that was readied for the request is given back at once: it may hold a permit, and a
+//! request in the queue would starve its own route. A fresh clone is readied at the job's turn.
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
+
+use http::{Request, Response, uri::PathAndQuery};
+use http_body::Body;
+use tokio::runtime::Handle;
+use tower_service::Service;
+use tracing::Span;
+
+use super::{
+    answer::{plain, refused},
+    layer::Shared,
+    whole::Whole,
+};
+use crate::{
+    body::{RequestBody, StatusBody},
+    error::{BoxError, Error, ErrorKind},
+    job::{Asked, Claim, Digest, JobId, Owner, Record},
+    run::{Admission, Lane, Refusal, Registering, Work},
+    wire::{self, Problem},
+};
+
+/// A request that is a job before its handler begins.
+pub(super) struct Deferred {
+    pub(super) shared: Arc<Shared>,
+    /// The policy's place in the table.
+    pub(super) policy: usize,
+    /// How long the client waits for the response; `None`: until it is there.
+    pub(super) patience: Option<Duration>,
+    /// The preference to confirm in the 202.
+    pub(super) applied: Option<Option<Duration>>,
+    pub(super) owner: Option<Box<Owner>>,
+    /// The hash of the owner and the `Idempotency-Key`.
+    pub(super) key: Option<Digest>,
+    pub(super) target: Option<PathAndQuery>,
+    /// The span that was current at the call.
+    pub(super) span: Span,
+}
+
+/// The hash of an owner and their key.
+pub(super) fn key_of(owner: &Owner, key: &str) -> Digest {
+    Digest::of("key", &[owner.digest().as_bytes(), key.as_bytes()])
+}
+
+impl Deferred {
+    fn lane(&self) -> &Arc<Lane> {
+        self.shared.lane(self.policy)
+    }
+
+    /// The answer to the request. `service` is not readied.
+    pub(super) async fn answer<S, ReqB, ResB>(
+        self,
+        service: S,
+        request: Request<ReqB>,
+    ) -> Response<StatusBody>
+    where
+        S: Service<Request<ReqB>, Response = Response<ResB>> + Send + 'static,
+        S::Error: Into<BoxError> + Send + 'static,
+        S::Future: Send + 'static,
+        ReqB: RequestBody,
+        ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        // A request whose key is a job's has its answer there, whether there is room or not.
+        if self.key.is_none() {
+            if let Err(refusal) = self.lane().look_in() {
+                return plain(refused(refusal, self.lane()));
+            }
+        }
+        let (head, body) = request.into_parts();
+        let whole = match Whole::of(body, &self.shared.state).await {
+            Ok(whole) => whole,
+            Err(problem) => return plain(self.unread(problem)),
+        };
+        let claim = self.claim(&head.method, &whole);
+        let request = Request::from_parts(head, whole.into_body::<ReqB>());
+        match self.launch(service, request, claim.clone()).await {
+            Ok(record) => self.told(record).await,
+            Err(Refusal::Claimed(record)) => self.follow(*record, claim.as_ref()).await,
+            Err(refusal @ (Refusal::Full(_) | Refusal::Draining)) => {
+                match self.claimed(claim.as_ref()).await {
+                    Some(record) => self.follow(record, claim.as_ref()).await,
+                    None => plain(refused(refusal, self.lane())),
+                }
+            }
+            Err(refusal) => plain(refused(refusal, self.lane())),
+        }
+    }
+
+    /// The answer to a request whose body is not to be had.
+    fn unread(&self, problem: Problem) -> Response<bytes::Bytes> {
+        let full = problem == Problem::FULL.with_limit("max_buffered_bytes");
+        if full {
+            self.lane().refuse();
+        }
+        wire::problem_answer(problem, full.then(|| self.lane().retry_after()))
+    }
+
+    /// The claim on the request's key. The policy's name is part of what must be the same: under
+    /// nested routers a layer sees the end of the path only.
+    fn claim(&self, method: &http::Method, whole: &Whole) -> Option<Claim> {
+        let key = self.key?;
+        let target = self.target.as_ref().map_or("", PathAndQuery::as_str);
+        let name = self.shared.policies.get(self.policy).label().map_or("", |name| name);
+        let parts = [method.as_str().as_bytes(), name.as_bytes(), target.as_bytes(), whole.data()];
+        Some(Claim::new(key, Digest::of("request", &parts)))
+    }
+
+    /// Registers the job and starts its task. One with a key is carried on when the client leaves in
+    /// the midst of it: another request may have been told of it already.
+    async fn launch<S, ReqB, ResB>(
+        &self,
+        service: S,
+        request: Request<ReqB>,
+        claim: Option<Claim>,
+    ) -> Result<Record, Refusal>
+    where
+        S: Service<Request<ReqB>, Response = Response<ResB>> + Send + 'static,
+        S::Error: Into<BoxError> + Send + 'static,
+        S::Future: Send + 'static,
+        ReqB: RequestBody,
+        ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let admission = self.lane().enter()?;
+        let has_key = claim.is_some();
+        let record = self.record(&admission, claim).map_err(Refusal::Store)?;
+        let work = Work {
+            future: turn(service, request),
+            asked: Asked::default(),
+            target: self.target.clone(),
+            span: self.span.clone(),
+            run_time: self.shared.run_time(self.policy),
+        };
+        let launched = async move {
+            let mut parts = Some((admission, record));
+            // The store in memory is done with the first poll.
+            let registering = poll_fn(|cx| {
+                Poll::Ready(parts.take().map(|(place, job)| Registering::start(place, job, cx)))
+            });
+            let Some(registering) = registering.await else { unreachable!("polled once") };
+            let registered = registering?.await?;
+            let record = registered.record().clone();
+            work.spawn(registered);
+            Ok(record)
+        };
+        if !has_key {
+            return Box::pin(launched).await;
+        }
+        let lost = |error: BoxError| {
+            let lost = Error::new(ErrorKind::StoreUnavailable, "registration was cut off");
+            Refusal::Store(lost.with_source(error))
+        };
+        let runtime = Handle::try_current().map_err(|none| lost(none.into()))?;
+        runtime.spawn(launched).await.map_err(|gone| lost(gone.into()))?
+    }
+
+    fn record(&self, admission: &Admission, claim: Option<Claim>) -> Result<Record, Error> {
+        let (id, now, ttl) = (JobId::random()?, SystemTime::now(), self.shared.ttl(self.policy));
+        let mut record = match (admission, claim) {
+            (Admission::Now(_), None) => Record::running(id, now, ttl),
+            (Admission::Later(_), None) => Record::queued(id, now, ttl),
+            // Whether its handler has begun decides whether its key is free again.
+            (_, Some(claim)) => Record::queued(id, now, ttl).with_claim(claim),
+        };
+        if let Some(owner) = &self.owner {
+            record = record.with_owner(owner.digest());
+        }
+        Ok(record.with_policy(Arc::clone(self.lane().name())))
+    }
+
+    /// The job that has the claim on this key, if there is one.
+    async fn claimed(&self, claim: Option<&Claim>) -> Option<Record> {
+        self.shared.state.store.claimed(*claim?.key()).await.ok()?
+    }
+
+    /// The answer of a job that was there before.
+    async fn follow(&self, record: Record, claim: Option<&Claim>) -> Response<StatusBody> {
+        match record.claim().map(Claim::fingerprint) == claim.map(Claim::fingerprint) {
+            true => self.told(record).await,
+            false => plain(wire::problem_answer(Problem::KEY_REUSED, None)),
+        }
+    }
+
+    /// The answer of this job: its response, if there is one while the client waits; else 202.
+    async fn told(&self, record: Record) -> Response<StatusBody> {
+        if self.key.is_none() {
+            return self.accepted(&record);
+        }
+        let state = &self.shared.state;
+        if !record.status().is_end() {
+            self.wait(record.id()).await;
+        }
+        match state.store.fetch(record.id()).await {
+            Ok(Some((record, _))) if record.is_removed() => {
+                plain(wire::problem_answer(Problem::REMOVED, None))
+            }
+            Ok(Some((_, Some(outcome)))) => {
+                let (response, trailers) = wire::answered(&outcome);
+                response.map(|data| StatusBody::new(data, trailers))
+            }
+            Ok(Some((record, None))) => match wire::of_record(&record) {
+                Some(problem) => plain(wire::problem_answer(problem, None)),
+                None => self.accepted(&record),
+            },
+            // Expired while its client waited, or the store fails: the request may be sent again.
+            Ok(None) | Err(_) => {
+                plain(wire::problem_answer(Problem::STORE, Some(self.lane().retry_after())))
+            }
+        }
+    }
+
+    async fn wait(&self, id: JobId) {
+        let state = &self.shared.state;
+        match self.patience {
+            None => state.ended(id, None).await,
+            Some(Duration::ZERO) => {}
+            // Past the bound on waiters nobody waits.
+            Some(patience) => {
+                if let Ok(_waiter) = state.waiters.try_acquire() {
+                    state.ended(id, Some(patience)).await;
+                }
+            }
+        }
+    }
+
+    fn accepted(&self, record: &Record) -> Response<StatusBody> {
+        let state = &self.shared.state;
+        plain(wire::accepted(&state.urls, record, &state.outlook(record), self.applied))
+    }
+}
+
+/// The handler, once it is its turn.
+async fn turn<S, R>(mut service: S, request: R) -> Result<S::Response, S::Error>
+where
+    S: Service<R>,
+{
+    poll_fn(|cx| service.poll_ready(cx)).await?;
+    service.call(request).await
+}

@@ -1,0 +1,157 @@
+//! The ledger of places: who has one, who waits, and who is next. Bookkeeping and no more: it wakes
+//! nobody and drops nothing that others have a say in, so it can be kept under a lock.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use slab::Slab;
+use tokio::sync::oneshot;
+
+use super::{Account, Lane, Place, Refusal};
+use crate::job::JobId;
+
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    /// Places that are taken: by jobs, and by requests that are about to become jobs.
+    pub(super) taken: usize,
+    /// How many wait for a place.
+    pub(super) waiting: usize,
+    pub(super) lanes: Slab<Queue>,
+    pub(super) next_ticket: u64,
+    /// The jobs that were promised to somebody; for those in a queue, where they stand.
+    pub(super) jobs: HashMap<JobId, Option<Stand>>,
+    /// Work that goes on after its client has left, without a job.
+    pub(super) unlisted: usize,
+    /// How much of both there ever was.
+    pub(super) promised: u64,
+    /// No more places are given to whoever comes.
+    pub(super) draining: bool,
+    /// No more jobs are promised or begun either: a drain has reached its deadline.
+    pub(super) over: bool,
+}
+
+/// A lane as the ledger keeps it.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub(super) account: Arc<Account>,
+    pub(super) concurrency: usize,
+    pub(super) max_waiting: usize,
+    pub(super) taken: usize,
+    /// In order of their tickets.
+    pub(super) waiting: VecDeque<Waiting>,
+}
+
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) ticket: u64,
+    pub(super) lane: Arc<Lane>,
+    pub(super) turn: oneshot::Sender<Place>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stand {
+    pub(super) lane: usize,
+    pub(super) ticket: u64,
+}
+
+impl Queue {
+    pub(super) fn new(account: Arc<Account>, concurrency: usize, max_waiting: usize) -> Self {
+        Self { account, concurrency, max_waiting, taken: 0, waiting: VecDeque::new() }
+    }
+}
+
+impl Ledger {
+    pub(super) fn room(&self, lane: usize, max: usize) -> Result<(), Refusal> {
+        if self.draining {
+            return Err(Refusal::Draining);
+        }
+        if self.lanes[lane].taken == self.lanes[lane].concurrency && self.taken < max {
+            return Err(Refusal::Full("concurrency"));
+        }
+        if self.taken == max {
+            return Err(Refusal::Full("max_running"));
+        }
+        Ok(())
+    }
+
+    /// Whether one more may wait, `limit` being why it has to.
+    pub(super) fn room_to_wait(&self, lane: usize, limit: &'static str) -> Result<(), Refusal> {
+        let Queue { waiting, max_waiting, .. } = &self.lanes[lane];
+        match max_waiting {
+            0 => Err(Refusal::Full(limit)),
+            max if waiting.len() >= *max => Err(Refusal::Full("queue")),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn take(&mut self, lane: usize) {
+        self.taken += 1;
+        self.lanes[lane].taken += 1;
+    }
+
+    pub(super) fn wait(&mut self, lane: &Arc<Lane>, turn: oneshot::Sender<Place>) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waiting += 1;
+        let waiting = Waiting { ticket, lane: Arc::clone(lane), turn };
+        self.lanes[lane.index].waiting.push_back(waiting);
+        ticket
+    }
+
+    /// Takes whoever waits under this ticket out of the queue.
+    pub(super) fn leave(&mut self, lane: usize, ticket: u64) -> Option<Waiting> {
+        let waiting = &mut self.lanes[lane].waiting;
+        let at = waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()?;
+        let left = waiting.remove(at);
+        if waiting.is_empty() && waiting.capacity() > 1024 {
+            waiting.shrink_to_fit();
+        }
+        self.waiting -= 1;
+        left
+    }
+
+    /// Takes a place for the one that has waited longest of those whose lane has room.
+    pub(super) fn grant(&mut self, max: usize) -> Option<Waiting> {
+        if self.waiting == 0 || self.over || self.taken == max {
+            return None;
+        }
+        let open = self.lanes.iter().filter(|(_, lane)| lane.taken < lane.concurrency);
+        let first = |(index, lane): (usize, &Queue)| Some((lane.waiting.front()?.ticket, index));
+        let (ticket, lane) = open.filter_map(first).min()?;
+        let next = self.leave(lane, ticket)?;
+        self.take(lane);
+        Some(next)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.taken == 0 && self.waiting == 0
+    }
+
+    /// How much of what was promised has not ended.
+    pub(super) fn open(&self) -> u64 {
+        (self.jobs.len() + self.unlisted) as u64
+    }
+
+    pub(super) fn end(&mut self, purpose: Purpose) {
+        match purpose {
+            Purpose::Nothing => {}
+            Purpose::Unlisted => self.unlisted -= 1,
+            Purpose::Job(id) => drop(self.jobs.remove(&id)),
+        }
+        if self.jobs.is_empty() && self.jobs.capacity() > 1024 {
+            self.jobs.shrink_to_fit();
+        }
+    }
+}
+
+/// What a place is taken for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose {
+    /// Nothing yet that was promised.
+    Nothing,
+    /// The handler of a client that has left.
+    Unlisted,
+    Job(JobId),
+}
