@@ -47,30 +47,33 @@ impl<S> OffloadService<S> {
         Self { inner, shared }
     }
 
-    /// The policy's place in the table, if this request may be taken off its connection at all.
+    /// The policy's place in the table, if it may take this request off its connection. The cheapest
+    /// first: `never` looks at nothing.
     fn policy<B>(&self, request: &Request<B>) -> Option<usize> {
-        let Shared { state, policies, .. } = &*self.shared;
+        let policies = &self.shared.policies;
         let index = policies.find(request);
-        // The cheapest first: `never` looks at nothing.
-        if policies.get(index).is_never() || is_exempt(request) {
-            return None;
-        }
-        let is_own = state.urls.is_status_path(request.uri().path());
-        (!is_own && !watched_by(state.identity())).then_some(index)
+        (!policies.get(index).is_never() && !is_exempt(request)).then_some(index)
     }
 
-    /// What becomes of a request that may be taken off its connection.
+    /// Whether this is a request for the status service, or one that an outer layer watches already.
+    fn is_seen_to<B>(&self, request: &Request<B>) -> bool {
+        let state = &self.shared.state;
+        state.urls.is_status_path(request.uri().path()) || watched_by(state.identity())
+    }
+
+    /// What becomes of a request that its policy may take off its connection.
     fn way<B>(&self, index: usize, request: Request<B>) -> (Way, Request<B>) {
         let Shared { state, policies, .. } = &*self.shared;
         let policy = policies.get(index);
-        let key = match key(policy, &request) {
+        let plan = policy.plan(request.headers(), state.limits.max_wait);
+        let key = key(policy, &request);
+        if plan.is_none() && key == Ok(None) || self.is_seen_to(&request) {
+            return (Way::Through, request);
+        }
+        let key = match key {
             Ok(key) => key,
             Err(problem) => return (Way::refused(problem), request),
         };
-        let plan = policy.plan(request.headers(), state.limits.max_wait);
-        if plan.is_none() && key.is_none() {
-            return (Way::Through, request);
-        }
         let (owner, request) = owner(state.owner_of.as_deref(), request);
         if state.owner_of.is_some() && owner.is_none() {
             // RFC 9110, section 15.5.2, wants a challenge with a 401; which scheme it would be, only
