@@ -8,8 +8,6 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::Instant};
-
 use super::State;
 use crate::{
     error::Error,
@@ -96,35 +94,45 @@ impl std::fmt::Debug for Drain {
 /// `deadline`. It does not wait past it for a future that cannot be dropped because it blocks its
 /// thread.
 async fn drain(state: &Arc<State>, deadline: Duration) -> Drained {
-    let ended_before = state.places.close();
-    let mut cut_off = JoinSet::new();
-    let mut interrupted = 0;
+    let before = state.places.close();
     if tokio::time::timeout(deadline, state.places.idle()).await.is_err() {
-        let (unlisted, jobs) = state.places.cut_off();
-        interrupted += unlisted;
-        for id in jobs {
-            // All at once: a store that is slow is waited for once, not once a job.
-            let change = Change::Finish(End::Failure(Failure::Interrupted));
-            let change = state.store.change(id, change);
-            cut_off.spawn(async move { self::interrupted(id, change.await) });
+        // All at once: a store that is slow is waited for once, not once a job.
+        for id in state.places.cut_off() {
+            interrupt(state, id);
         }
+        // What the store has not answered until then may still be written.
+        let _ = tokio::time::timeout(WRITE, state.places.decided()).await;
     }
-    let promised = (state.places.promised() - ended_before) as usize;
-    let mut unknown = cut_off.len();
-    let until = Instant::now() + WRITE;
-    while let Ok(Some(end)) = tokio::time::timeout_at(until, cut_off.join_next()).await {
-        if let Ok(Some(applied)) = end {
-            unknown -= 1;
-            interrupted += usize::from(applied);
-        }
+    let now = state.places.ends();
+    Drained {
+        finished: now.finished - before.finished,
+        interrupted: now.interrupted - before.interrupted,
     }
-    // What the store has not answered yet may still be written.
-    cut_off.detach_all();
-    Drained { finished: promised.saturating_sub(interrupted + unknown), interrupted }
 }
 
-/// Whether a job was ended as interrupted; `None` where the store does not say. Its task learns of
-/// it from the store, and drops the handler's future.
+/// Ends a job as interrupted. Its task learns of it from the store, and drops the handler's future.
+fn interrupt(state: &Arc<State>, id: JobId) {
+    let undecided = Undecided { state: Arc::clone(state), interrupted: None };
+    let change = state.store.change(id, Change::Finish(End::Failure(Failure::Interrupted)));
+    tokio::spawn(async move {
+        let mut undecided = undecided;
+        undecided.interrupted = interrupted(id, change.await);
+    });
+}
+
+/// A job that was cut off. Dropped, also with its runtime, it is decided.
+struct Undecided {
+    state: Arc<State>,
+    /// Whether the job has ended by that; `None` where the store does not say.
+    interrupted: Option<bool>,
+}
+
+impl Drop for Undecided {
+    fn drop(&mut self) {
+        self.state.places.decide(self.interrupted);
+    }
+}
+
 fn interrupted(id: JobId, changed: Result<Changed, Error>) -> Option<bool> {
     // The deadline is over, so nothing is tried twice.
     match changed {

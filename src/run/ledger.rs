@@ -24,8 +24,8 @@ pub(super) struct Ledger {
     pub(super) jobs: HashMap<JobId, Option<Stand>>,
     /// Work that goes on after its client has left, without a job.
     pub(super) unlisted: usize,
-    /// How much of both there ever was.
-    pub(super) promised: u64,
+    /// What became of both.
+    pub(super) ends: Ends,
     /// No more places are given to whoever comes.
     pub(super) draining: bool,
     /// No more jobs are promised or begun either: a drain has reached its deadline.
@@ -126,24 +126,55 @@ impl Ledger {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.taken == 0 && self.waiting == 0
+        self.taken == 0 && self.waiting == 0 && self.ends.undecided == 0
     }
 
-    /// How much of what was promised has not ended.
-    pub(super) fn open(&self) -> u64 {
-        (self.jobs.len() + self.unlisted) as u64
-    }
-
+    /// What a place was taken for is over. Of what was cut off before, the end is told already, or
+    /// the store has to say which it was.
     pub(super) fn end(&mut self, purpose: Purpose) {
-        match purpose {
-            Purpose::Nothing => {}
-            Purpose::Unlisted => self.unlisted -= 1,
-            Purpose::Job(id) => drop(self.jobs.remove(&id)),
-        }
+        let open = match purpose {
+            Purpose::Nothing => false,
+            Purpose::Unlisted => {
+                let left = self.unlisted.checked_sub(1);
+                self.unlisted = left.unwrap_or(0);
+                left.is_some()
+            }
+            Purpose::Job(id) => self.jobs.remove(&id).is_some(),
+        };
+        self.ends.finished += usize::from(open);
         if self.jobs.is_empty() && self.jobs.capacity() > 1024 {
             self.jobs.shrink_to_fit();
         }
     }
+
+    /// Promises and begins no more, and takes out what has not ended: the jobs, for the store to
+    /// say what becomes of each.
+    pub(super) fn cut_off(&mut self) -> Vec<JobId> {
+        self.over = true;
+        self.ends.interrupted += std::mem::take(&mut self.unlisted);
+        let jobs: Vec<_> = std::mem::take(&mut self.jobs).into_keys().collect();
+        self.ends.undecided += jobs.len();
+        jobs
+    }
+
+    /// Whether a job that was cut off has ended by that, or before; `None` where nobody knows.
+    pub(super) fn decide(&mut self, interrupted: Option<bool>) {
+        self.ends.undecided -= 1;
+        match interrupted {
+            Some(true) => self.ends.interrupted += 1,
+            Some(false) => self.ends.finished += 1,
+            None => {}
+        }
+    }
+}
+
+/// What became of all that was ever promised.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Ends {
+    pub(super) finished: usize,
+    pub(super) interrupted: usize,
+    /// Jobs that were cut off, and of which the store has not said yet whether they had ended.
+    pub(super) undecided: usize,
 }
 
 /// What a place is taken for.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Account, Refusal, State,
-    ledger::{Ledger, Purpose, Queue, Stand, Waiting},
+    ledger::{Ends, Ledger, Purpose, Queue, Stand, Waiting},
 };
 use crate::job::JobId;
 
@@ -25,6 +25,7 @@ use crate::job::JobId;
 pub(crate) struct Places {
     ledger: Mutex<Ledger>,
     max: usize,
+    /// Told when nothing runs and waits any more, and when nothing is undecided any more.
     idle: Notify,
     /// Canceled at a drain's deadline, for work that has no job in the store.
     cut_off: CancellationToken,
@@ -176,40 +177,56 @@ impl Places {
         ledger.lanes.iter().map(|(_, lane)| (Arc::clone(&lane.account), load(lane))).collect()
     }
 
-    /// Gives no more places to whoever comes. Tells how much of what was promised has ended until
-    /// now.
-    pub(super) fn close(&self) -> u64 {
+    /// Gives no more places to whoever comes. Tells what has become of things until now.
+    pub(super) fn close(&self) -> Ends {
         let mut ledger = self.ledger();
         ledger.draining = true;
-        ledger.promised - ledger.open()
+        ledger.ends
     }
 
     /// Resolves when no place is taken any more, and nobody waits for one.
     pub(super) async fn idle(&self) {
+        self.until(Ledger::is_idle).await;
+    }
+
+    /// Resolves when the store has said of each job that was cut off what became of it.
+    pub(super) async fn decided(&self) {
+        self.until(|ledger| ledger.ends.undecided == 0).await;
+    }
+
+    async fn until(&self, condition: impl Fn(&Ledger) -> bool) {
         loop {
             let changed = self.idle.notified();
-            if self.ledger().is_idle() {
+            if condition(&self.ledger()) {
                 return;
             }
             changed.await;
         }
     }
 
-    /// How much was ever promised.
-    pub(super) fn promised(&self) -> u64 {
-        self.ledger().promised
+    /// What has become of all that was ever promised.
+    pub(super) fn ends(&self) -> Ends {
+        self.ledger().ends
     }
 
-    /// At a drain's deadline: what has no job in the store is dropped, and counted; the jobs that
-    /// have not ended are told. Whoever has a place or waits for one, but has promised nothing yet,
-    /// cannot any more: nobody would be there to interrupt such a job.
-    pub(super) fn cut_off(&self) -> (usize, Vec<JobId>) {
-        let mut ledger = self.ledger();
-        ledger.over = true;
-        let open = (ledger.unlisted, ledger.jobs.keys().copied().collect());
-        drop(ledger);
+    /// At a drain's deadline: what has no job in the store is dropped; the jobs that have not ended
+    /// are told, each to be [decided](Self::decide) on. Whoever has a place or waits for one, but
+    /// has promised nothing yet, cannot any more: nobody would be there to interrupt such a job.
+    pub(super) fn cut_off(&self) -> Vec<JobId> {
+        let jobs = self.ledger().cut_off();
         self.cut_off.cancel();
-        open
+        jobs
+    }
+
+    /// Whether a job that was cut off has ended by that, or before; `None` where nobody knows.
+    pub(super) fn decide(&self, interrupted: Option<bool>) {
+        let mut ledger = self.ledger();
+        ledger.decide(interrupted);
+        let decided = ledger.ends.undecided == 0;
+        drop(ledger);
+        if decided {
+            self.idle.notify_waiters();
+        }
     }
 
     /// Resolves at a drain's deadline.
@@ -247,7 +264,6 @@ impl Place {
         if ledger.over {
             return Err(Refusal::Draining);
         }
-        ledger.promised += 1;
         note(&mut ledger);
         self.purpose = purpose;
         Ok(())
@@ -280,7 +296,6 @@ impl Ticket {
         if ledger.over {
             return Err(Refusal::Draining);
         }
-        ledger.promised += 1;
         ledger.jobs.insert(id, Some(Stand { lane: self.lane.index, ticket: self.number }));
         self.job = Some(id);
         Ok(())
