@@ -166,7 +166,8 @@ fn read_fields(mut bytes: &[u8]) -> Option<HeaderMap> {
         let (name, rest) = rest.split_at_checked(name_len)?;
         let (value, rest) = rest.split_at_checked(value_len)?;
         let name = HeaderName::from_bytes(name).ok()?;
-        fields.append(name, HeaderValue::from_bytes(value).ok()?);
+        // No map holds more than 32,768 names.
+        fields.try_append(name, HeaderValue::from_bytes(value).ok()?).ok()?;
         bytes = rest;
     }
     Some(fields)
@@ -203,6 +204,19 @@ mod tests {
         assert_eq!(kept.body(), "body");
         assert_eq!(kept.trailers(), Some(trailers));
         assert_eq!(Outcome::new(&head, b"", None).trailers(), None);
+    }
+
+    #[test]
+    fn more_fields_than_a_map_holds_are_refused() {
+        let whole = Outcome::new(&parts(200, &[]), b"", None);
+        for (count, holds) in [(1 << 14, true), (1 << 16, false)] {
+            let mut bytes = whole.as_bytes().to_vec();
+            for number in 0..count {
+                bytes.extend_from_slice(&[5, 0, 0, 0, 0, 0]);
+                bytes.extend_from_slice(format!("{number:05x}").as_bytes());
+            }
+            assert_eq!(Outcome::from_bytes(bytes.into()).is_ok(), holds, "{count}");
+        }
     }
 
     proptest! {

@@ -195,7 +195,8 @@ impl Record {
             (Change::Remove, ended) if ended.is_end() && !self.removed => self.removed = true,
             _ => return false,
         }
-        self.version += 1;
+        // Years of progress do not get so far; a record of bytes from elsewhere may.
+        self.version = self.version.saturating_add(1);
         if !matches!(change, Change::Progress(_)) {
             self.status_version = self.version;
         }

@@ -319,6 +319,15 @@ mod tests {
     }
 
     #[test]
+    fn the_last_version_can_be_changed() {
+        let mut record = read(&with(&[("version", json!(u32::MAX))])).unwrap();
+        for change in [Change::Start, response(200), Change::Remove] {
+            assert!(record.apply(&change, UNIX_EPOCH));
+        }
+        same(&Record::from_bytes(&record.to_bytes()).unwrap(), &record);
+    }
+
+    #[test]
     fn bounds_hold_for_what_is_read() {
         let long = "é".repeat(500);
         let record = read(&with(&[
