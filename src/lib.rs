@@ -97,6 +97,9 @@ mod body;
 mod deadlines;
 mod desk;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod job;
 mod offload;
 mod policy;

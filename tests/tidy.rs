@@ -25,6 +25,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("status", "error body job wire store run policy"),
     ("follow", "error wire"),
     ("desk", "error body deadlines job wire store run policy offload status follow"),
+    ("fuzzing", "error job wire"),
 ];
 
 /// The most lines that a file under `src/` may have, its unit tests not counted.
