@@ -123,8 +123,9 @@ impl Deferred {
         Some(Claim::new(key, Digest::of("request", &parts)))
     }
 
-    /// Registers the job and starts its task. One with a key is carried on when the client leaves in
-    /// the midst of it: another request may have been told of it already.
+    /// Registers the job and starts its task. It is carried on when the client leaves in the midst of
+    /// it where another request may have been told of it already, since it has a key, and where the
+    /// policy finishes what was begun.
     async fn launch<S, ReqB, ResB>(
         &self,
         service: S,
@@ -139,7 +140,8 @@ impl Deferred {
         ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         let admission = self.lane().enter()?;
-        let has_key = claim.is_some();
+        let policy = self.shared.policies.get(self.policy);
+        let carried_on = claim.is_some() || policy.finishes();
         let record = self.record(&admission, claim).map_err(Refusal::Store)?;
         let work = Work {
             future: turn(service, request),
@@ -160,7 +162,7 @@ impl Deferred {
             work.spawn(registered);
             Ok(record)
         };
-        if !has_key {
+        if !carried_on {
             return Box::pin(launched).await;
         }
         let lost = |error: BoxError| {

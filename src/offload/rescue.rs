@@ -39,7 +39,9 @@ fn finish<F>(future: F, mut watch: Watch, runtime: &Handle)
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    // Gives back the place of a job that was being registered, before it is asked for one.
+    let was_refused = watch.was_refused();
+    // Gives back the place of a job that was being registered, before it is asked for one. Where a
+    // slow store has that job, or may have it, the place is free when it lets go of it.
     watch.detach();
     let left = Left {
         future,
@@ -47,5 +49,10 @@ where
         span: std::mem::replace(&mut watch.span, Span::none()),
         run_time: watch.shared.run_time(watch.policy),
     };
-    left.finish(watch.lane(), runtime);
+    if let Err(refusal) = left.finish(watch.lane(), runtime) {
+        tracing::debug!(?refusal, "no place to finish the work of a client that left");
+        if !was_refused {
+            watch.lane().refuse();
+        }
+    }
 }

@@ -108,6 +108,12 @@ impl Watch {
         self.upload.as_ref().map_or(!self.is_open, Upload::is_over)
     }
 
+    /// Whether there was no room for its job, and that was counted: only a request whose body is over
+    /// asks for room.
+    pub(super) fn was_refused(&self) -> bool {
+        matches!(self.stage, Stage::Attached) && self.is_over()
+    }
+
     /// The end of all watching.
     pub(super) fn detach(&mut self) {
         self.enter(Stage::Attached);

@@ -11,7 +11,7 @@ use std::{
 use tokio::{runtime::Handle, task::coop::unconstrained};
 use tracing::{Instrument, Span};
 
-use super::{Lane, Place, task::poll_handler};
+use super::{Lane, Place, Refusal, task::poll_handler};
 use crate::job::{Asked, JobId};
 
 /// A handler that is left alone with its work.
@@ -28,25 +28,17 @@ impl<F> Left<F>
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    /// Finishes it in a task, if there is a place for it. Its response goes nowhere.
+    /// Finishes it in a task; its response goes nowhere. Where there is no place for it, it is
+    /// dropped.
     ///
     /// While the runtime shuts down the task is dropped before it has begun (tokio, `Runtime`), and
     /// with it the work, as without the layer.
-    pub(crate) fn finish(self, lane: &Arc<Lane>, runtime: &Handle) {
-        let taken = lane.take().and_then(|mut place| {
-            place.occupy_unlisted()?;
-            Ok(place)
-        });
-        match taken {
-            Ok(place) => {
-                let span = self.span.clone();
-                runtime.spawn(finish(self, place).instrument(span));
-            }
-            Err(refusal) => {
-                tracing::debug!(?refusal, "no place to finish the work of a client that left");
-                lane.account.refuse();
-            }
-        }
+    pub(crate) fn finish(self, lane: &Arc<Lane>, runtime: &Handle) -> Result<(), Refusal> {
+        let mut place = lane.take()?;
+        place.occupy_unlisted()?;
+        let span = self.span.clone();
+        runtime.spawn(finish(self, place).instrument(span));
+        Ok(())
     }
 }
 
