@@ -69,6 +69,11 @@ impl Said {
     pub(crate) fn take(&self) -> Option<Progress> {
         self.0.tracker().take()
     }
+
+    /// What was taken last is new still: it was not written.
+    pub(crate) fn put_back(&self) {
+        self.0.tracker().put_back();
+    }
 }
 
 /// What the handler has asked for of its job: nothing, as a rule. Dropped, it tells the handler's
@@ -237,7 +242,8 @@ impl Job {
     /// together, at most once in the `progress_interval` of the builder (100 ms), and the last is
     /// always written.
     pub fn progress(&self, ratio: f64, message: impl AsRef<str>) {
-        self.state.track(|tracker| tracker.say(ratio, message.as_ref()));
+        let message = message.as_ref();
+        self.state.track(|tracker| tracker.say(ratio, message));
     }
 
     /// Says how many pieces the work has, for [`advance`](Self::advance) to count.

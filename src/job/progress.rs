@@ -77,10 +77,16 @@ impl Tracker {
     /// What is to be written down, if there is anything new.
     pub(super) fn take(&mut self) -> Option<Progress> {
         if let News::Counted = self.news.take()? {
-            // Of no pieces nothing can be told, and nothing is: 0 / 0 is no number.
-            self.progress.ratio = clean(Some(self.done as f64 / self.total as f64));
+            // Of no pieces nothing can be told.
+            let ratio = (self.total > 0).then(|| self.done as f64 / self.total as f64);
+            self.progress.ratio = clean(ratio);
         }
         Some(self.progress.clone())
+    }
+
+    /// What was taken is new still, whether or not more was said since.
+    pub(super) fn put_back(&mut self) {
+        self.news.get_or_insert(News::Said);
     }
 }
 
@@ -133,6 +139,22 @@ mod tests {
         assert_eq!(tracker.take().unwrap().ratio(), Some(1.0));
         tracker.say(0.5, "");
         assert_eq!(tracker.take().unwrap().message(), None);
+        tracker.set_total(0);
+        assert_eq!(tracker.take().unwrap().ratio(), None, "of no pieces");
+    }
+
+    #[test]
+    fn what_was_not_written_is_taken_again_unless_there_is_newer() {
+        let mut tracker = Tracker::default();
+        tracker.set_total(4);
+        tracker.advance(1);
+        let taken = tracker.take();
+        tracker.put_back();
+        assert_eq!(tracker.take(), taken);
+        tracker.advance(1);
+        tracker.put_back();
+        assert_eq!(tracker.take().unwrap().ratio(), Some(0.5));
+        assert_eq!(tracker.take(), None);
     }
 
     #[test]

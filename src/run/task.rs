@@ -20,7 +20,10 @@ use tokio::{runtime::Handle, task::coop::unconstrained, time::Instant};
 use tracing::{Instrument, Span};
 
 use super::{
-    Admission, Backoff, Registered, State, collect::collect, insist::insist, report::report,
+    Admission, Backoff, Registered, State,
+    collect::collect,
+    insist::insist,
+    report::{report, report_last},
     turn::begin,
 };
 use crate::{
@@ -195,18 +198,15 @@ fn message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }
 
-/// Writes the job's last progress and its end, until the store has them. Somebody else may have been
-/// faster.
+/// Writes the job's last progress, if that can be, and its end, until the store has it. Somebody else
+/// may have been faster.
 async fn finish(state: &State, id: JobId, end: End, said: Option<Said>) {
-    let mut progress = said.and_then(|said| said.take());
+    if let Some(said) = said {
+        report_last(state, id, &said).await;
+    }
     let mut backoff = Backoff::new();
     loop {
-        let change = match &progress {
-            Some(progress) => Change::Progress(progress.clone()),
-            None => Change::Finish(end.clone()),
-        };
-        match state.store.change(id, change).await {
-            Ok(Changed::Applied(_)) if progress.take().is_some() => {}
+        match state.store.change(id, Change::Finish(end.clone())).await {
             Ok(Changed::Applied(record)) => {
                 tracing::debug!(job = %id, status = ?record.status(), "ended");
                 return;
