@@ -1,13 +1,16 @@
 //! Queues: how many of a route's jobs run, who waits and in which order, what a request that waits
 //! holds and what not, and that whoever leaves is not waited for.
 
+#[path = "support/desk.rs"]
+mod desk;
 mod support;
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering::SeqCst},
+        Arc, Mutex,
+        atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst},
     },
     task::{Context, Poll},
     time::Duration,
@@ -15,7 +18,9 @@ use std::{
 
 use axum::{Router, body::Body, extract::Request, response::Response, routing::any};
 use bytes::Bytes;
+use desk::{Held, Insert, Shuffled, ended, job};
 use futures_util::future;
+use http::HeaderMap;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use support::{
@@ -54,7 +59,7 @@ fn builder() -> OffloadBuilder {
 async fn reads(gated: Gated, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap();
-    let trailer = |trailers: &http::HeaderMap| trailers["x-sum"].to_str().unwrap().to_owned();
+    let trailer = |trailers: &HeaderMap| trailers["x-sum"].to_str().unwrap().to_owned();
     let trailer = body.trailers().map(trailer).unwrap_or_default();
     let seen = [&body.to_bytes()[..], trailer.as_bytes()].concat();
     gated.run(Request::from_parts(head, Body::from(seen))).await
@@ -408,7 +413,7 @@ async fn a_client_that_leaves_during_its_upload_leaves_no_job() {
         raw.write(format!("POST / HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n5\r\nhalf")).await;
         // It is on its way, and takes nothing from others.
         let job = desk.job("/", "whole").await;
-        assert_eq!(desk.positions(&[job.clone()]).await, [1]);
+        assert_eq!(desk.positions(std::slice::from_ref(&job)).await, [1]);
         drop(raw);
         assert_eq!(desk.client.delete(&desk.server, &job).await.status, 200);
         desk.is_idle_but(1).await;
@@ -819,5 +824,188 @@ async fn trap_3_8_a_queued_request_gives_the_readied_service_back_at_once() {
         let call = calls.next().await;
         assert_eq!(call.body, waiting);
         call.answer(());
+    }
+}
+
+// ------------------------------------------------------------------- in this process, and at once
+
+/// The client is gone while its job is being registered, which a store may take its time for: the
+/// job is taken back, and neither a place nor the queue is left with it.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_before_its_202_leaves_no_job() {
+    for insert in [Insert::Waits, Insert::WaitsAndFails] {
+        for others in [0, 1] {
+            let (gated, mut calls) = gated();
+            let store = Held::new(Insert::Works);
+            let offload = builder().store(store.clone()).build().unwrap();
+            let app = Router::new().route("/", gated.route().layer(offload.layer(queued(1, 1))));
+            let post = || app.clone().oneshot(Request::new(Body::empty()));
+            let load = async || {
+                let total = offload.stats().await.unwrap().total();
+                total.running + total.queued
+            };
+            let mut running = Vec::new();
+            for _ in 0..others {
+                assert_eq!(post().await.unwrap().status(), 202);
+                running.push(calls.next().await);
+            }
+            store.inserts(insert);
+            let mut leaving = tokio_test::task::spawn(post());
+            assert!(leaving.poll().is_pending());
+            assert_eq!(load().await, others + 1);
+            drop(leaving);
+            store.let_insert();
+            while load().await != others {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            store.emptied_to(others).await;
+            assert!(calls.is_empty(), "nothing of it was begun");
+            // Whoever is next finds what it would have had.
+            store.inserts(Insert::Works);
+            assert_eq!(post().await.unwrap().status(), 202);
+            running.into_iter().for_each(|call| call.answer(()));
+            calls.next().await.answer(());
+        }
+    }
+}
+
+// ----------------------------------------------------------------------------------------- races
+
+/// What is seen of all the jobs of a race, by one clock.
+#[derive(Default)]
+struct Race {
+    clock: AtomicUsize,
+    runs: AtomicUsize,
+    most: AtomicUsize,
+    /// When the handler of each was begun.
+    begun: Mutex<HashMap<usize, usize>>,
+}
+
+/// A job that was promised.
+struct Promised {
+    number: usize,
+    sent: usize,
+    promised: usize,
+    path: String,
+    canceled: bool,
+}
+
+impl Race {
+    fn now(&self) -> usize {
+        self.clock.fetch_add(1, SeqCst)
+    }
+
+    /// The handler: it counts those that run beside it, for as many turns as the request says.
+    async fn run(self: Arc<Self>, head: HeaderMap) -> &'static str {
+        let number = |name| head[name].to_str().unwrap().parse::<usize>().unwrap();
+        self.begun.lock().unwrap().insert(number("x-number"), self.now());
+        self.most.fetch_max(self.runs.fetch_add(1, SeqCst) + 1, SeqCst);
+        let _runs = Runs(&self.runs);
+        for _ in 0..number("x-turns") {
+            yield_now().await;
+        }
+        "done"
+    }
+}
+
+struct Runs<'a>(&'a AtomicUsize);
+
+impl Drop for Runs<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+const RACERS: usize = 24;
+const REQUESTS: usize = 60;
+
+/// One of those who send: one request after another, and cancels some of what it is promised.
+async fn racer(race: Arc<Race>, offload: Offload, app: Router, racer: usize) -> Vec<Promised> {
+    let mut shuffled = Shuffled::new();
+    let mut promises = Vec::new();
+    for number in (racer * REQUESTS..).take(REQUESTS) {
+        for _ in 0..shuffled.below(6) {
+            yield_now().await;
+        }
+        let turns = shuffled.below(8).to_string();
+        let head = Request::post("/").header("x-number", number).header("x-turns", turns);
+        let sent = race.now();
+        let answer = app.clone().oneshot(head.body(Body::empty()).unwrap()).await.unwrap();
+        if answer.status() == 503 {
+            // Some of the queue passes before the next.
+            for _ in 0..50 {
+                yield_now().await;
+            }
+            continue;
+        }
+        let (path, promised) = (job(&answer), race.now());
+        let mut canceled = false;
+        if shuffled.below(5) == 0 {
+            let request = Request::delete(&path).body(()).unwrap();
+            canceled = offload.status().oneshot(request).await.unwrap().status() == 200;
+        }
+        promises.push(Promised { number, sent, promised, path, canceled });
+    }
+    promises
+}
+
+/// Racing tasks at a queue with `n` places before it: never more than `n` run, whoever was promised
+/// something has it, and nobody is overtaken.
+async fn race(n: usize) {
+    let race = Arc::<Race>::default();
+    let offload = builder().build().unwrap();
+    let handler = any({
+        let race = Arc::clone(&race);
+        move |head: HeaderMap| Arc::clone(&race).run(head)
+    });
+    let app = Router::new().route("/", handler.layer(offload.layer(queued(n, 12))));
+    let racers = (0..RACERS)
+        .map(|number| tokio::spawn(racer(Arc::clone(&race), offload.clone(), app.clone(), number)));
+    let mut promises = Vec::new();
+    for racer in racers.collect::<Vec<_>>() {
+        promises.extend(soon("a racer comes in", racer).await.unwrap());
+    }
+    for promised in &promises {
+        let document = soon("its end", ended(&offload, &promised.path)).await;
+        let wanted = if promised.canceled { "canceled" } else { "succeeded" };
+        assert_eq!(document["status"], wanted, "{document:#}");
+        let begun = race.begun.lock().unwrap().contains_key(&promised.number);
+        assert!(begun || promised.canceled, "{document:#}");
+        assert!(!begun || document["started_at"].is_string(), "{document:#}");
+    }
+    while offload.stats().await.unwrap().total().running > 0 {
+        yield_now().await;
+    }
+    assert!(race.most.load(SeqCst) <= n, "{} ran at once", race.most.load(SeqCst));
+    assert_eq!(race.runs.load(SeqCst), 0);
+    if n == 1 {
+        nobody_is_overtaken(&race, &promises);
+    }
+    let total = offload.stats().await.unwrap().total();
+    assert_eq!((total.running, total.queued, total.stored), (0, 0, promises.len()));
+    assert_eq!(total.refused as usize + promises.len(), RACERS * REQUESTS);
+    let unbegun = promises.len() - race.begun.lock().unwrap().len();
+    println!("{n}: {} promised, {} refused, {unbegun} left", promises.len(), total.refused);
+    assert!(promises.len() > RACERS && total.refused > 0 && unbegun > 0);
+}
+
+/// Who is sent after another's 202 begins after it. That holds for a single place: with two, one that
+/// has just been given its place may be held up by its thread while others pass through the second.
+fn nobody_is_overtaken(race: &Race, promises: &[Promised]) {
+    let begun = race.begun.lock().unwrap();
+    let begun = |promised: &Promised| begun.get(&promised.number).copied();
+    for first in promises {
+        let sooner = |later: &&Promised| {
+            later.sent > first.promised && begun(later).is_some() && begun(later) < begun(first)
+        };
+        let overtook = promises.iter().filter(sooner).count();
+        assert_eq!(overtook, 0, "{} was overtaken", first.number);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn trap_a_queue_of_racing_tasks_is_first_come_first_served() {
+    for n in [1, 1, 3] {
+        race(n).await;
     }
 }

@@ -33,7 +33,7 @@ pub async fn ended(offload: &Offload, job: &str) -> serde_json::Value {
         let answer = get(offload, &format!("{job}/status")).await;
         assert_eq!(answer.status(), 200, "{answer:?}");
         let document: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
-        if document["status"] != "running" {
+        if !matches!(document["status"].as_str(), Some("queued" | "running")) {
             return document;
         }
     }
