@@ -196,7 +196,7 @@ async fn within_the_budget_it_is_the_response_itself_for_all_and_ever_after() {
         assert!(bare.contains("x-sum") && bare.contains("max-age=60") && bare.contains("201"));
         let key = new_key();
         let mut waiting = JoinSet::new();
-        for _ in 0..5 {
+        for _ in 0..50 {
             waiting.spawn(desk.post(&client, "/", &key));
         }
         let call = desk.calls.next().await;
@@ -558,6 +558,26 @@ async fn a_full_store_refuses_new_keys_and_answers_old_ones() {
     desk.store.inserts(Insert::Works);
     let new = desk.post(&client, "/", "new");
     assert_eq!(desk.answered(new, |call| call.answer("now")).await.text(), "now");
+}
+
+#[tokio::test]
+async fn what_waits_with_its_body_counts_as_buffered() {
+    let mut desk = Desk::with(builder().max_buffered_bytes(4), Insert::Works).await;
+    let client = Client::http1();
+    desk.post(&client, "/queue", "runs").await;
+    // Its handler has read its body.
+    let call = desk.calls.next().await;
+    let queued = desk.post(&client, "/queue", "waits").await;
+    let refused = desk.post(&client, "/queue", "another").await;
+    is_problem(&refused, 503, "limit-reached");
+    assert_eq!(refused.json()["limit"], "max_buffered_bytes");
+    assert_eq!(client.delete(&desk.server, queued.location()).await.status, 200);
+    soon("its bytes are given back", async {
+        while desk.post(&client, "/queue", "another").await.status != 202 {}
+    })
+    .await;
+    call.answer("done");
+    assert_eq!(desk.calls.next().await.head.headers["idempotency-key"], "another");
 }
 
 #[tokio::test]
@@ -1078,6 +1098,29 @@ async fn under_nested_routers_names_tell_routes_apart() {
     assert_eq!(runs.load(SeqCst), 1);
 }
 
+/// What the documentation of `Policy::idempotent` warns of.
+#[tokio::test(start_paused = true)]
+async fn of_layers_around_each_other_the_outer_one_counts() {
+    let offload = builder().build().unwrap();
+    let idempotent = || Policy::after(HOUR).idempotent();
+    for (outer, inner, expected) in [
+        (idempotent(), Policy::after(HOUR), 1),
+        (idempotent(), idempotent(), 1),
+        (Policy::never(), idempotent(), 1),
+        (Policy::on_request(HOUR), idempotent(), 1),
+        (Policy::after(HOUR), idempotent(), 2),
+    ] {
+        let runs = Runs::default();
+        let key = new_key();
+        let handler = layered(&offload, inner, counting(&runs, Duration::from_secs(1)));
+        let service = layered(&offload, outer.clone(), handler);
+        for _ in 0..2 {
+            assert_eq!(told(service.clone(), keyed(&key, &[], "body")).await.0, 200);
+        }
+        assert_eq!(runs.lock().unwrap()[&key], expected, "{outer:?}");
+    }
+}
+
 #[test]
 fn policies_that_cannot_honour_a_key_are_refused() {
     let (owned, anonymous) = (builder().build().unwrap(), Offload::new("/jobs"));
@@ -1113,6 +1156,8 @@ struct Race {
     nodes: Vec<(Offload, Handler)>,
     runs: Runs,
     shuffled: Shuffled,
+    /// Some may find no room.
+    is_narrow: bool,
 }
 
 /// What one of the racers was told.
@@ -1121,20 +1166,21 @@ enum Told {
     Response(String),
     Job(String),
     Reused,
+    NoRoom,
 }
 
 impl Race {
-    /// So many desks with this store, as on so many nodes.
-    fn new<S: Store + Clone>(store: &S, nodes: usize, policy: &Policy) -> Self {
+    /// So many desks with this store, as on so many nodes, with room for so many jobs on each.
+    fn new<S: Store + Clone>(store: &S, nodes: usize, room: usize, policy: &Policy) -> Self {
         let runs = Runs::default();
         let node = |_| {
-            let offload = builder().store(store.clone()).max_running(10_000).build().unwrap();
+            let offload = builder().store(store.clone()).max_running(room).build().unwrap();
             let handler = counting(&runs, Duration::from_millis(2));
             let service = layered(&offload, policy.clone(), handler);
             (offload, service)
         };
         let nodes = (0..nodes).map(node).collect();
-        Self { nodes, runs, shuffled: Shuffled::new() }
+        Self { nodes, runs, shuffled: Shuffled::new(), is_narrow: room < RACERS }
     }
 
     /// Sends the key from all sides at once, with these bodies in turn; what each racer was told, and
@@ -1164,12 +1210,14 @@ impl Race {
     /// The handler ran once under this key, and the winners were told of it and of no other.
     async fn has_run_once(&self, key: &str, told: &[(&str, Told)]) {
         assert_eq!(self.runs.lock().unwrap()[key], 1, "{key}");
-        let won = told.iter().find(|(_, told)| *told != Told::Reused).expect("a winner").0;
+        let has_won = |told: &Told| !matches!(told, Told::Reused | Told::NoRoom);
+        let won = told.iter().find(|(_, told)| has_won(told)).expect("a winner").0;
         let response = format!("1 {won}");
         let mut jobs: Vec<_> = Vec::new();
         for (body, told) in told {
             match told {
                 Told::Reused => assert_ne!(*body, won),
+                Told::NoRoom => assert!(self.is_narrow),
                 Told::Response(text) => assert_eq!((*body, text), (won, &response)),
                 Told::Job(job) => {
                     assert_eq!(*body, won);
@@ -1188,12 +1236,25 @@ impl Race {
             }
         }
     }
+
+    /// Resolves when all places are free.
+    async fn is_idle(&self) {
+        for (offload, _) in &self.nodes {
+            soon("all places are free", async {
+                while offload.stats().await.unwrap().total().running > 0 {
+                    yield_now().await;
+                }
+            })
+            .await;
+        }
+    }
 }
 
 async fn told_of(answer: Response<Body>) -> Told {
     match answer.status().as_u16() {
         202 => Told::Job(job(&answer)),
         422 => Told::Reused,
+        503 => Told::NoRoom,
         status => {
             let body = answer.into_body().collect().await.unwrap().to_bytes();
             let text = String::from_utf8(body.to_vec()).unwrap();
@@ -1214,7 +1275,7 @@ fn race_policies() -> [Policy; 3] {
 
 async fn races<S: Store + Clone>(store: S, nodes: usize, mut between: impl FnMut(&mut Shuffled)) {
     for policy in race_policies() {
-        let mut race = Race::new(&store, nodes, &policy);
+        let mut race = Race::new(&store, nodes, 10_000, &policy);
         for round in 0..20 {
             between(&mut race.shuffled);
             let key = format!("{round} of {policy:?}").replace('"', "'");
@@ -1247,12 +1308,27 @@ async fn of_200_at_once_with_a_slow_store_one_runs() {
     .await;
 }
 
+/// Those that come while the one place is taken, and the one that took it is not in the store yet, are
+/// told to come again; nobody is let in beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_200_at_once_with_room_for_one_one_runs() {
+    let store = Held::new(Insert::Works);
+    let mut race = Race::new(&store, 2, 1, &Policy::after(HOUR).idempotent());
+    for round in 0..40 {
+        store.inserts(Insert::Takes(race.shuffled.time(Duration::from_millis(2))));
+        let key = round.to_string();
+        let told = race.run(&key, &["one", "another"]).await;
+        race.has_run_once(&key, &told).await;
+        race.is_idle().await;
+    }
+}
+
 /// Nobody sees the answer of some, nor of all in some rounds; and at last one does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_200_that_leave_when_they_like_one_runs() {
     let store = Held::new(Insert::Takes(Duration::from_millis(1)));
     let policy = Policy::after(HOUR).idempotent();
-    let mut race = Race::new(&store, 2, &policy);
+    let mut race = Race::new(&store, 2, 10_000, &policy);
     for round in 0..40 {
         store.inserts(Insert::Takes(race.shuffled.time(Duration::from_millis(2))));
         let key = round.to_string();
@@ -1277,14 +1353,7 @@ async fn of_200_that_leave_when_they_like_one_runs() {
         told.push(("body", told_of(last).await));
         race.has_run_once(&key, &told).await;
     }
-    for (offload, _) in &race.nodes {
-        soon("all places are free", async {
-            while offload.stats().await.unwrap().total().running > 0 {
-                yield_now().await;
-            }
-        })
-        .await;
-    }
+    race.is_idle().await;
 }
 
 /// Of jobs that are canceled while they wait, and sent again at the same time, none runs that was
@@ -1293,7 +1362,7 @@ async fn of_200_that_leave_when_they_like_one_runs() {
 async fn cancellations_in_the_queue_race_with_repeats() {
     let store = MemoryStore::new(usize::MAX);
     let policy = Policy::always().idempotent().queue(10_000).concurrency(1);
-    let mut race = Race::new(&store, 1, &policy);
+    let mut race = Race::new(&store, 1, 10_000, &policy);
     for round in 0..100 {
         let key = round.to_string();
         let (offload, service) = &race.nodes[0];

@@ -219,6 +219,13 @@ impl Policy {
     ///
     /// Under axum's `nest` the layer sees a path without its prefix: give policies of routes with the
     /// same rest of a path different [names](Self::name), which are part of what must be the same.
+    /// Otherwise a key that was used on one of them is answered with its response on the other.
+    ///
+    /// As with every job, the response is taken in whole before it is sent, and one larger than
+    /// `max_outcome_bytes` is answered with a problem. What is [never
+    /// offloaded](crate#what-is-never-offloaded) is passed on with its key, for the handler to look
+    /// at; that includes a request that an outer layer of the same `Offload` watches already, so make
+    /// *that* one's policy idempotent.
     ///
     /// The builder must have an `owner` function, since two users may choose the same key: without
     /// one, or on a policy of `never`, [`Offload::layer`](crate::Offload::layer) panics.
