@@ -4,7 +4,10 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,6 +22,7 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use crate::{
+    ledger::Ledger,
     mix::{Kind, Order, Random},
     server::Made,
 };
@@ -26,13 +30,20 @@ use crate::{
 /// No request or job takes nearly as long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often a request with a key is sent again that found no room.
+const TRIES: usize = 10;
+
 /// What a client was told of one of its requests.
 #[derive(Debug)]
 pub enum Told {
     /// The handler's own response.
     Direct(Made),
+    /// Instead of a response, the problem of the job that a request with a key is.
+    Problem(String),
     /// 503: there was no room for a job.
     Refused,
+    /// 503: no jobs are taken any more.
+    Draining,
     /// The connection broke off.
     Broken,
     /// Nothing: the client had left.
@@ -55,45 +66,45 @@ pub struct Job {
     pub canceled: Option<StatusCode>,
 }
 
-/// All of one client.
-#[derive(Default)]
-pub struct Life {
-    pub told: Vec<(Order, Told, Duration)>,
-    /// Answers that the contract does not have.
-    pub surprises: Vec<String>,
-}
-
 /// Lives until the given time, and as long as its last job takes.
-pub async fn live(address: SocketAddr, number: u64, tokens: &AtomicU64, until: Instant) -> Life {
+pub async fn live(
+    address: SocketAddr,
+    number: u64,
+    tokens: &AtomicU64,
+    ledger: &Ledger,
+    until: Instant,
+) {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     // Every other one speaks HTTP/2.
     let http2 = number % 2 == 1;
     let http = HyperClient::builder(TokioExecutor::new()).http2_only(http2).build(connector);
-    let client = Client { http, address };
+    let client = Arc::new(Client { http, address, owner: format!("client {}", number / 4) });
     let mut random = Random::new(number + 1);
-    let mut life = Life::default();
     while Instant::now() < until {
         let order = Order::draw(tokens.fetch_add(1, Ordering::Relaxed), &mut random);
         let start = Instant::now();
         let told = timeout(PATIENCE, client.request(&order)).await;
         match told.unwrap_or_else(|_| Err(format!("no end within {PATIENCE:?}"))) {
-            Ok(told) => life.told.push((order, told, start.elapsed())),
-            Err(surprise) => life.surprises.push(format!("{order:?}: {surprise}")),
+            Ok(told) => ledger.told(order, told, start.elapsed()),
+            Err(surprise) => ledger.surprised(&order, surprise),
         }
         sleep(Duration::from_millis(random.between(0..20))).await;
     }
-    life
 }
 
 type Body = BoxBody<Bytes, Infallible>;
 type Surprise = String;
 
+#[derive(Clone)]
 struct Client {
     http: HyperClient<HttpConnector, Body>,
     address: SocketAddr,
+    /// Some clients are one owner.
+    owner: String,
 }
 
+#[derive(Clone)]
 struct Answer {
     status: StatusCode,
     headers: HeaderMap,
@@ -101,38 +112,108 @@ struct Answer {
 }
 
 impl Client {
-    async fn request(&self, order: &Order) -> Result<Told, Surprise> {
-        let sent = self.send(post(order, self.address));
-        let answer = match order.kind {
-            Kind::LeavesAttached | Kind::LeavesAtTheBudget => {
-                // The future is dropped when the time is over, and with it the connection or stream.
-                match timeout(order.after, sent).await {
-                    Ok(answer) => answer,
-                    Err(_) => return Ok(Told::Left),
+    async fn request(self: &Arc<Self>, order: &Order) -> Result<Told, Surprise> {
+        if order.kind.has_key() {
+            return self.with_key(order).await;
+        }
+        let sent = self.send(self.post(order));
+        let leaves = matches!(
+            order.kind,
+            Kind::LeavesAttached
+                | Kind::LeavesAtTheBudget
+                | Kind::FinishedAnyway
+                | Kind::StallsUpload
+        );
+        let answer = match leaves {
+            // The future is dropped when the time is over, and with it the connection or stream.
+            true => match timeout(order.after, sent).await {
+                Ok(answer) => answer,
+                Err(_) => return Ok(Told::Left),
+            },
+            false => sent.await,
+        };
+        match answer {
+            Ok(answer) => self.told(order, &answer).await,
+            Err(_) => Ok(Told::Broken),
+        }
+    }
+
+    async fn told(&self, order: &Order, answer: &Answer) -> Result<Told, Surprise> {
+        if answer.status == StatusCode::ACCEPTED {
+            return Ok(Told::Job(self.job(order, answer).await?));
+        }
+        if answer.body.starts_with(format!("token {},", order.token).as_bytes()) {
+            return Ok(Told::Direct(Made::of(answer.status, &answer.body)));
+        }
+        let problem = answer.json().ok().as_ref().and_then(problem);
+        Ok(match (answer.status.as_u16(), problem.as_deref()) {
+            (503, Some("limit-reached")) => Told::Refused,
+            (503, Some("shutting-down")) => Told::Draining,
+            (500, Some("panicked")) if order.kind.has_key() => Told::Problem("panicked".into()),
+            (503, Some("interrupted")) if order.kind.has_key() => {
+                Told::Problem("interrupted".into())
+            }
+            (status, problem) => return Err(format!("{status} with the problem {problem:?}")),
+        })
+    }
+
+    /// Sends a request with a key as its kind says, and once more when it is answered. Whatever is
+    /// told, it must be told of one and the same job.
+    async fn with_key(self: &Arc<Self>, order: &Order) -> Result<Told, Surprise> {
+        let mut answers = Vec::new();
+        match order.kind {
+            Kind::KeyedAtOnce => {
+                let sent = (0..3).map(|_| {
+                    let (this, order) = (Arc::clone(self), order.clone());
+                    tokio::spawn(async move { this.send(this.post(&order)).await })
+                });
+                for sent in sent.collect::<Vec<_>>() {
+                    answers.push(sent.await.map_err(|error| error.to_string())??);
                 }
             }
-            _ => sent.await,
-        };
-        let Ok(answer) = answer else { return Ok(Told::Broken) };
-        match answer.status {
-            StatusCode::ACCEPTED => Ok(Told::Job(self.job(order, &answer).await?)),
-            StatusCode::SERVICE_UNAVAILABLE => match problem(&answer.json()?) {
-                Some(problem) if problem == "limit-reached" => Ok(Told::Refused),
-                problem => Err(format!("503 with the problem {problem:?}")),
-            },
-            _ if !answer.body.starts_with(format!("token {},", order.token).as_bytes()) => {
-                Err(format!("{} without the token", answer.status))
+            Kind::KeyedAgain => {
+                for _ in 0..1 + order.token % 3 {
+                    if let Ok(answer) = timeout(order.after, self.send(self.post(order))).await {
+                        answers.push(answer?);
+                    }
+                }
             }
-            status => Ok(Told::Direct(Made::of(status, &answer.body))),
+            _ => {}
         }
+        for _ in 0..TRIES {
+            let answer = self.send(self.post(order)).await?;
+            let full = answer.status == StatusCode::SERVICE_UNAVAILABLE;
+            answers.push(answer);
+            if !full {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        let mut told = Told::Refused;
+        for answer in &answers {
+            let now = self.told(order, answer).await?;
+            told = agree(told, now)?;
+        }
+        if let Told::Job(job) = &told {
+            let again = self.send(self.post(order)).await?;
+            let made = Made::of(again.status, &again.body);
+            // What `DELETE` or a replay says of it may differ in headers, not in this.
+            if job.response_status.is_some() && made != job.result {
+                return Err(format!("sent again, it was answered {made:?}, not {:?}", job.result));
+            }
+        }
+        Ok(told)
     }
 
     async fn job(&self, order: &Order, accepted: &Answer) -> Result<Job, Surprise> {
         let url = accepted.header("location")?;
         let status = format!("{url}/status");
         let mut canceled = None;
+        if order.token % 8 == 0 {
+            self.is_hidden_from_others(&status).await?;
+        }
         match order.kind {
-            Kind::Canceled | Kind::CanceledAtTheEnd => {
+            Kind::Canceled | Kind::CanceledAtTheEnd | Kind::CanceledInQueue => {
                 sleep(order.after).await;
                 canceled = Some(self.cancel(url).await?);
             }
@@ -162,23 +243,38 @@ impl Client {
         })
     }
 
+    async fn is_hidden_from_others(&self, url: &str) -> Result<(), Surprise> {
+        let stranger = Self { owner: format!("not {}", self.owner), ..self.clone() };
+        stranger.get(url, 0).await?.expect(StatusCode::NOT_FOUND)?;
+        stranger.delete(url.trim_end_matches("/status")).await?.expect(StatusCode::NOT_FOUND)?;
+        Ok(())
+    }
+
     /// Waits for the end, in one of three ways; gives the document and the result.
     async fn follow(&self, url: &str, way: u64) -> Result<(Value, Answer), Surprise> {
         let (status, result) = (format!("{url}/status"), format!("{url}/result"));
         match way % 3 {
-            0 => loop {
-                let answer = self.get(url, 0).await?;
-                if answer.status == StatusCode::SEE_OTHER {
-                    let result = self.get(answer.header("location")?, 0).await?;
-                    return Ok((answer.json()?, result));
+            0 => {
+                let mut position = u64::MAX;
+                loop {
+                    let answer = self.get(url, 0).await?;
+                    if answer.status == StatusCode::SEE_OTHER {
+                        let result = self.get(answer.header("location")?, 0).await?;
+                        return Ok((answer.json()?, result));
+                    }
+                    let document = answer.expect(StatusCode::ACCEPTED)?.json()?;
+                    let now = document["queue_position"].as_u64().unwrap_or(0);
+                    if now > position {
+                        return Err(format!("from position {position} in the queue to {now}"));
+                    }
+                    position = now;
+                    sleep(Duration::from_millis(50)).await;
                 }
-                answer.expect(StatusCode::ACCEPTED)?;
-                sleep(Duration::from_millis(50)).await;
-            },
+            }
             1 => loop {
                 let answer = self.get(&status, 5).await?;
                 let document = answer.expect(StatusCode::OK)?.json()?;
-                if document["status"] != "running" {
+                if !matches!(document["status"].as_str(), Some("queued" | "running")) {
                     return Ok((document, self.get(&result, 0).await?));
                 }
             },
@@ -196,9 +292,7 @@ impl Client {
     async fn cancel(&self, url: &str) -> Result<StatusCode, Surprise> {
         let mut answers = [StatusCode::OK; 2];
         for answer in &mut answers {
-            let request = Request::delete(format!("http://{}{url}", self.address));
-            let request = request.body(Body::default()).map_err(|error| error.to_string())?;
-            *answer = self.send(request).await?.status;
+            *answer = self.delete(url).await?.status;
         }
         match answers {
             [first, second] if first == second => Ok(first),
@@ -206,8 +300,15 @@ impl Client {
         }
     }
 
+    async fn delete(&self, url: &str) -> Result<Answer, Surprise> {
+        let request = Request::delete(format!("http://{}{url}", self.address));
+        let request = request.header("authorization", &self.owner).body(Body::default());
+        self.send(request.map_err(|error| error.to_string())?).await
+    }
+
     async fn get(&self, url: &str, wait: u64) -> Result<Answer, Surprise> {
-        let mut request = Request::get(format!("http://{}{url}", self.address));
+        let mut request = Request::get(format!("http://{}{url}", self.address))
+            .header("authorization", &self.owner);
         if wait > 0 {
             request = request.header("prefer", format!("wait={wait}"));
         }
@@ -220,6 +321,31 @@ impl Client {
         let (head, body) = response.into_parts();
         let body = body.collect().await.map_err(|error| format!("half an answer: {error:?}"))?;
         Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+    }
+
+    fn post(&self, order: &Order) -> Request<Body> {
+        let Order { token, ending, size, .. } = order;
+        let query =
+            format!("token={token}&ms={}&ending={ending:?}&size={size}", order.takes.as_millis());
+        let mut request = Request::post(format!("http://{}{}?{query}", self.address, order.path));
+        if order.kind != Kind::NoOwner {
+            request = request.header("authorization", &self.owner);
+        }
+        if order.path == "/keyed" {
+            request = request.header("idempotency-key", format!("\"the key of {token}\""));
+        }
+        if order.kind == Kind::Asked {
+            request = request.header("prefer", "respond-async");
+        }
+        let body = match order.kind {
+            Kind::SlowUpload => in_pieces(order.after),
+            // It leaves long before the second piece.
+            Kind::StallsUpload => in_pieces(order.after.mul_f32(0.7)),
+            // Every third has none.
+            _ if order.token % 3 == 0 => Body::default(),
+            _ => Full::from(format!("the body of {}", order.token)).boxed(),
+        };
+        request.body(body).expect("a request")
     }
 }
 
@@ -245,21 +371,27 @@ fn problem(document: &Value) -> Option<String> {
     document["type"].as_str()?.rsplit(':').next().map(str::to_owned)
 }
 
-fn post(order: &Order, address: SocketAddr) -> Request<Body> {
-    let Order { token, ending, size, .. } = order;
-    let query =
-        format!("token={token}&ms={}&ending={ending:?}&size={size}", order.takes.as_millis());
-    let mut request = Request::post(format!("http://{address}{}?{query}", order.path));
-    if order.kind == Kind::Asked {
-        request = request.header("prefer", "respond-async");
-    }
-    let body = match order.kind {
-        Kind::SlowUpload => in_pieces(order.after),
-        // Every third has none.
-        _ if order.token % 3 == 0 => Body::default(),
-        _ => Full::from(format!("the body of {}", order.token)).boxed(),
+/// What was told of a request with a key, before and now.
+fn agree(before: Told, now: Told) -> Result<Told, Surprise> {
+    let agrees = match (&before, &now) {
+        (Told::Refused | Told::Draining, _) | (_, Told::Refused | Told::Draining) => true,
+        (Told::Direct(before), Told::Direct(now)) => before == now,
+        (Told::Job(before), Told::Job(now)) => before.id == now.id,
+        (Told::Job(job), Told::Direct(made)) | (Told::Direct(made), Told::Job(job)) => {
+            job.result == *made
+        }
+        (Told::Job(job), Told::Problem(problem)) | (Told::Problem(problem), Told::Job(job)) => {
+            job.problem.as_ref() == Some(problem)
+        }
+        (Told::Problem(before), Told::Problem(now)) => before == now,
+        _ => false,
     };
-    request.body(body).expect("a request")
+    match (agrees, before, now) {
+        (false, before, now) => Err(format!("told {before:?}, then {now:?}")),
+        (true, job @ Told::Job(_), _) | (true, _, job @ Told::Job(_)) => Ok(job),
+        (true, Told::Refused | Told::Draining, now) => Ok(now),
+        (true, before, _) => Ok(before),
+    }
 }
 
 /// A body of four pieces, with such a pause before each.

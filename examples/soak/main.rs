@@ -5,13 +5,17 @@
 //! ```
 //!
 //! Server and clients are one process, with real sockets between them. Clients send a mix of requests
-//! (`mix.rs`), each with a token of its own; the handlers note what they did (`server.rs`), the
-//! clients what they were told (`client.rs`). At the end both are compared (`ledger.rs`): each 202 must
-//! have reached an end that fits what its handler did, none lost, none told twice, each result byte
-//! by byte what the handler made. When all jobs have expired, memory must be back where it was after
-//! a first short run. What is wrong is printed, and the exit code is 1.
+//! (`mix.rs`), each with a token of its own, and do what clients do: they leave, stall, cancel, send
+//! again. The handlers note what they did (`server.rs`), the clients what they were told
+//! (`client.rs`), the store how each job ended (`counted.rs`). All three must agree (`ledger.rs`):
+//! each job has come to one end that fits what its handler did, none is lost, none told twice, each
+//! result is byte by byte what the handler made, and of requests with one key exactly one has run.
+//! When all jobs have expired, memory must be back where it was after a first short run. In the end
+//! the clients go on while the desk is drained, and the same must hold. What is wrong is printed,
+//! and the exit code is 1.
 
 mod client;
+mod counted;
 mod ledger;
 mod memory;
 mod mix;
@@ -27,15 +31,21 @@ use std::{
 };
 
 use tokio::{task::JoinSet, time::sleep};
-use tower_offload::{MemoryStore, Offload};
+use tower_offload::{Drained, Offload, Owner};
 
-use ledger::Ledger;
+use counted::Counted;
+use ledger::{Books, Ledger};
 use server::Deeds;
 
 /// How long jobs are kept. Clients come back within it.
 const TTL: Duration = Duration::from_secs(5);
 
 const WARM_UP: Duration = Duration::from_secs(5);
+
+/// How long the clients go on at the end, when the drain begins, and how long it waits.
+const LAST: Duration = Duration::from_secs(3);
+const DRAIN_AFTER: Duration = Duration::from_secs(1);
+const DRAIN: Duration = Duration::from_millis(300);
 
 /// How many percent of its start memory may end above it.
 const TOLERANCE: usize = 10;
@@ -49,39 +59,45 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let clients = option("CLIENTS", 200)?;
     silence_ordered_panics();
 
-    let store = MemoryStore::new(1 << 30);
+    let store = Counted::new(1 << 30);
     let offload = Offload::builder("/jobs")
         .store(store.clone())
         .ttl(TTL)
         .max_outcome_bytes(256 << 10)
         // Now and then there is no room.
         .max_running((clients as usize / 2).max(1))
+        .owner(|request| request.headers.get("authorization").cloned().map(Owner::from))
         .build()?;
     let deeds = Arc::new(Deeds::default());
-    let soak = Soak {
-        address: server::serve(&offload, Arc::clone(&deeds)).await?,
-        deeds,
-        store,
-        clients,
-        tokens: Arc::new(AtomicU64::new(0)),
-    };
+    let address = server::serve(&offload, Arc::clone(&deeds), clients as usize).await?;
+    let soak = Soak { address, deeds, offload, store, clients, tokens: Arc::default() };
 
     println!("{clients} clients warm up for {WARM_UP:?}");
     let mut wrong = soak.run(WARM_UP).await.into_wrong();
     let before = memory::settled().await;
     memory::peak();
     println!("{clients} clients run for {seconds:?}\n");
-    let ledger = soak.run(seconds).await;
-    print!("{ledger}");
-    wrong.extend(ledger.into_wrong());
+    let books = soak.run(seconds).await;
+    print!("{books}");
+    wrong.extend(books.into_wrong());
     let peak = memory::peak();
     let after = memory::settled().await;
     for (when, bytes) in [("before", before), ("at its most", peak), ("after", after)] {
-        println!("{:<44}{:>9}", format!("KiB of memory {when}"), bytes / 1024);
+        println!("{:<52}{:>9}", format!("KiB of memory {when}"), bytes / 1024);
     }
     if after > before + before * TOLERANCE / 100 {
         wrong.push(format!("memory has not come back: {before} bytes before, {after} after"));
     }
+
+    println!(
+        "\n{clients} clients run for {LAST:?}; a drain of {DRAIN:?} begins after {DRAIN_AFTER:?}\n"
+    );
+    let (books, drained) = soak.drain().await;
+    print!("{books}");
+    println!("{:<52}{:>9}", "the drain says: finished", drained.finished());
+    println!("{:<52}{:>9}", "  interrupted", drained.interrupted());
+    wrong.extend(report_fits(&books, &drained).err());
+    wrong.extend(books.into_wrong());
 
     match PANICS.load(Ordering::Relaxed) {
         0 => {}
@@ -92,43 +108,87 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Handlers that were left by their client are interrupted too, without a job in the store.
+fn report_fits(books: &Books, drained: &Drained) -> Result<(), String> {
+    let (booked, told) = (books.interrupted(), drained.interrupted());
+    match (booked..=booked + books.not_finished()).contains(&told) {
+        true => Ok(()),
+        false => Err(format!("the drain says {told} interrupted, the books {booked}")),
+    }
+}
+
 struct Soak {
     address: std::net::SocketAddr,
     deeds: Arc<Deeds>,
-    store: MemoryStore,
+    offload: Offload,
+    store: Counted,
     clients: u64,
     tokens: Arc<AtomicU64>,
 }
 
 impl Soak {
     /// Lets the clients live for so long, and all jobs expire; gives the books.
-    async fn run(&self, time: Duration) -> Ledger {
+    async fn run(&self, time: Duration) -> Books {
+        let refused = self.refused_to_finish().await;
+        let mut books = self.live(time, false).await;
+        let refused = self.refused_to_finish().await - refused;
+        if books.not_finished() as u64 > refused {
+            let dropped = books.not_finished();
+            books
+                .wrong
+                .push(format!("{dropped} handlers not finished, {refused} for want of room"));
+        }
+        books
+    }
+
+    /// Drains the desk in the midst of it.
+    async fn drain(&self) -> (Books, Drained) {
+        let drain = async {
+            sleep(DRAIN_AFTER).await;
+            self.offload.drain(DRAIN).await
+        };
+        tokio::join!(self.live(LAST, true), drain)
+    }
+
+    async fn live(&self, time: Duration, drains: bool) -> Books {
         let until = Instant::now() + time;
+        let ledger = Arc::new(Ledger::new(Arc::clone(&self.deeds), drains));
         let mut tasks = JoinSet::new();
         for number in 0..self.clients {
             let (address, tokens) = (self.address, Arc::clone(&self.tokens));
-            tasks.spawn(async move { client::live(address, number, &tokens, until).await });
+            let ledger = Arc::clone(&ledger);
+            tasks
+                .spawn(async move { client::live(address, number, &tokens, &ledger, until).await });
         }
-        let lives = tasks.join_all().await;
-        let expired = self.all_expired().await;
-        let mut ledger = Ledger::of(lives, self.deeds.take());
-        ledger.wrong.extend(expired.err());
-        let twice = std::mem::take(&mut *self.deeds.twice.lock().unwrap());
-        if !twice.is_empty() {
-            ledger.wrong.push(format!("run twice: the tokens {twice:?}"));
-        }
-        ledger
+        tasks.join_all().await;
+        let left = self.nothing_left().await;
+        let ledger = Arc::into_inner(ledger).expect("the clients are gone");
+        let mut books = ledger.close(self.store.take());
+        books.wrong.extend(left.err());
+        books
     }
 
-    /// The last jobs, those that nobody knows among them, run for some seconds at most.
-    async fn all_expired(&self) -> Result<(), String> {
+    /// Requests to `/finished` that left, and had no place to be finished at.
+    async fn refused_to_finish(&self) -> u64 {
+        let stats = self.offload.stats().await.expect("the store in memory answers");
+        stats.policy("finished").expect("a layer has this name").refused
+    }
+
+    /// The last jobs, those that nobody knows among them, run for some seconds at most, and are kept
+    /// for some more. Then nothing is left of them, in the store and in what is told of it.
+    async fn nothing_left(&self) -> Result<(), String> {
         let deadline = Instant::now() + TTL + Duration::from_secs(10);
-        while self.store.jobs() > 0 && Instant::now() < deadline {
+        loop {
+            let mut now = self.offload.stats().await.map_err(|error| error.to_string())?.total();
+            now.refused = 0;
+            let kept = (self.store.store.jobs(), self.store.store.bytes());
+            if now == Default::default() && kept == (0, 0) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{kept:?} jobs and bytes are kept for ever: {now:?}"));
+            }
             sleep(Duration::from_millis(100)).await;
-        }
-        match (self.store.jobs(), self.store.bytes()) {
-            (0, 0) => Ok(()),
-            (jobs, bytes) => Err(format!("{jobs} jobs and {bytes} bytes are kept for ever")),
         }
     }
 }

@@ -38,13 +38,35 @@ pub enum Kind {
     LeavesAtTheBudget,
     /// Its client leaves while it waits for the job's end, and comes back.
     LeavesWaiting,
+    /// Its client sends half of its body, then nothing more, then leaves.
+    StallsUpload,
+    /// Its client leaves before the budget has run out; the handler is to be finished all the same.
+    FinishedAnyway,
+    /// To a route with few places and a queue.
+    Queued,
+    /// The same, and canceled soon.
+    CanceledInQueue,
+    /// From nobody: it can have no job.
+    NoOwner,
+    /// With an `Idempotency-Key`, and sent again once it is answered.
+    Keyed,
+    /// Its client leaves, now and then more than once, and sends it again.
+    KeyedAgain,
+    /// Sent three times at once.
+    KeyedAtOnce,
+}
+
+impl Kind {
+    pub fn has_key(self) -> bool {
+        matches!(self, Keyed | KeyedAgain | KeyedAtOnce)
+    }
 }
 
 use Kind::*;
 
 /// Each kind, and how many of a thousand requests are of it.
-const MIX: [(Kind, u64); 14] = [
-    (Fast, 926),
+const MIX: [(Kind, u64); 22] = [
+    (Fast, 876),
     (Slow, 14),
     (SlowUpload, 6),
     (Always, 8),
@@ -58,6 +80,14 @@ const MIX: [(Kind, u64); 14] = [
     (LeavesAttached, 4),
     (LeavesAtTheBudget, 4),
     (LeavesWaiting, 4),
+    (StallsUpload, 4),
+    (FinishedAnyway, 6),
+    (Queued, 14),
+    (CanceledInQueue, 4),
+    (NoOwner, 4),
+    (Keyed, 6),
+    (KeyedAgain, 8),
+    (KeyedAtOnce, 4),
 ];
 
 /// How the handler is to end.
@@ -107,6 +137,13 @@ impl Order {
             LeavesAttached => (1000..1001, 20..80),
             LeavesAtTheBudget => (300..301, 90..115),
             LeavesWaiting => (600..900, 20..80),
+            StallsUpload => (0..1, 50..300),
+            FinishedAnyway => (150..400, 20..80),
+            Queued => (100..400, 0..1),
+            CanceledInQueue => (100..400, 0..100),
+            NoOwner => (150..300, 0..1),
+            Keyed | KeyedAtOnce => (0..300, 0..1),
+            KeyedAgain => (0..400, 0..250),
         };
         Self {
             token,
@@ -114,6 +151,10 @@ impl Order {
             path: match kind {
                 Always => "/always",
                 TimingOut => "/limited",
+                FinishedAnyway => "/finished",
+                Queued | CanceledInQueue => "/queued",
+                Keyed | KeyedAgain | KeyedAtOnce => "/keyed",
+                StallsUpload => ["/after", "/always", "/queued", "/keyed"][token as usize % 4],
                 // Either way to become a job that is canceled.
                 Canceled if token % 2 == 0 => "/always",
                 _ => "/after",
@@ -121,6 +162,9 @@ impl Order {
             ending: match kind {
                 Erring => Ending::Error,
                 PanicAttached | PanicJob => Ending::Panic,
+                // Some of these too.
+                Queued | Keyed | KeyedAgain | KeyedAtOnce if token % 16 == 0 => Ending::Panic,
+                Queued | Keyed | KeyedAgain | KeyedAtOnce if token % 16 == 1 => Ending::Error,
                 _ => Ending::Ok,
             },
             takes: Duration::from_millis(random.between(takes)),

@@ -52,18 +52,34 @@ impl Made {
     }
 }
 
+impl Deed {
+    pub fn is_end(self) -> bool {
+        self != Self::Began
+    }
+}
+
 /// The table of what was done, by token.
 #[derive(Default)]
 pub struct Deeds {
     by_token: Mutex<HashMap<u64, Deed>>,
     /// Handlers that began, or ended, when they had done so already.
-    pub twice: Mutex<Vec<u64>>,
+    twice: Mutex<Vec<u64>>,
 }
 
 impl Deeds {
+    /// What was done for this token, if that is over. It is in the table no more then.
+    pub fn take_ended(&self, token: u64) -> Option<Deed> {
+        let mut by_token = self.by_token.lock().unwrap();
+        by_token.get(&token).is_some_and(|deed| deed.is_end()).then(|| by_token.remove(&token))?
+    }
+
     /// Gives the table away and begins anew.
     pub fn take(&self) -> HashMap<u64, Deed> {
         std::mem::take(&mut self.by_token.lock().unwrap())
+    }
+
+    pub fn take_twice(&self) -> Vec<u64> {
+        std::mem::take(&mut self.twice.lock().unwrap())
     }
 
     fn note(&self, token: u64, deed: Deed) {
@@ -88,12 +104,21 @@ struct ToDo {
 }
 
 /// Serves on a free port for as long as the process lives.
-pub async fn serve(offload: &Offload, deeds: Arc<Deeds>) -> std::io::Result<SocketAddr> {
+pub async fn serve(
+    offload: &Offload,
+    deeds: Arc<Deeds>,
+    clients: usize,
+) -> std::io::Result<SocketAddr> {
     let after = Policy::after(BUDGET);
+    let few = (clients / 20).max(1);
+    let with = |policy: Policy, name: &str| post(work).layer(offload.layer(policy.name(name)));
     let app = Router::new()
-        .route("/after", post(work).layer(offload.layer(after.clone())))
-        .route("/limited", post(work).layer(offload.layer(after.timeout(RUN_TIME))))
-        .route("/always", post(work).layer(offload.layer(Policy::always())))
+        .route("/after", with(after.clone(), "after"))
+        .route("/limited", with(after.clone().timeout(RUN_TIME), "limited"))
+        .route("/always", with(Policy::always(), "always"))
+        .route("/finished", with(after.clone().finish_on_disconnect(), "finished"))
+        .route("/queued", with(Policy::always().concurrency(few).queue(few), "queued"))
+        .route("/keyed", with(after.idempotent().concurrency(few).queue(few), "keyed"))
         .with_state(deeds)
         .nest_service("/jobs", offload.status());
     let listener = TcpListener::bind("127.0.0.1:0").await?;
