@@ -348,3 +348,328 @@ impl Admission {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, task::Poll};
+
+    use proptest::prelude::*;
+    use tokio_test::task::spawn;
+
+    use super::*;
+    use crate::{run::Limits, store::MemoryStore, wire::Urls};
+
+    fn state(max_running: usize) -> Arc<State> {
+        let limits = Limits { max_running, ..Limits::default() };
+        let urls = Urls::new("/jobs", None, Default::default(), false).unwrap();
+        Arc::new(State::new(Arc::new(MemoryStore::new(1 << 20)), limits, urls, None))
+    }
+
+    fn lane(state: &Arc<State>, concurrency: Option<usize>, max_waiting: usize) -> Arc<Lane> {
+        let account = state.accounts.open(&Arc::from("test"));
+        Lane::new(state, account, concurrency, max_waiting)
+    }
+
+    /// What somebody may do who comes, stands in a queue, or has a place. The last number picks one
+    /// of those that there are.
+    #[derive(Debug, Clone)]
+    enum Op {
+        Enter(usize),
+        Take(usize),
+        Look(usize),
+        Occupy(usize),
+        /// A ticket that may have come to its turn is looked at.
+        Turn(usize),
+        /// A place is given back, or a ticket given up, whether its turn has come or not.
+        Drop(usize),
+        Close,
+        CutOff,
+    }
+
+    /// How many of a lane's may run, and how many wait.
+    type Shape = (Option<usize>, usize);
+
+    /// How many may run in all, the lanes, and what is done.
+    fn ops() -> impl Strategy<Value = (usize, Vec<Shape>, Vec<Op>)> {
+        let at = || 0..1000_usize;
+        let op = prop_oneof![
+            600 => at().prop_map(Op::Enter),
+            100 => at().prop_map(Op::Take),
+            50 => at().prop_map(Op::Look),
+            150 => at().prop_map(Op::Occupy),
+            200 => at().prop_map(Op::Turn),
+            500 => at().prop_map(Op::Drop),
+            1 => Just(Op::Close),
+            1 => Just(Op::CutOff),
+        ];
+        let lane = (prop::option::of(1..4_usize), 0..4_usize);
+        (1..6_usize, prop::collection::vec(lane, 1..5), prop::collection::vec(op, 1..150))
+    }
+
+    /// Somebody, as the model has them.
+    #[derive(Debug, Clone, PartialEq)]
+    struct Someone {
+        number: usize,
+        lane: usize,
+        job: Option<JobId>,
+    }
+
+    /// The rules, written out: in one list whoever has a place, in another those who wait, in order
+    /// of arrival.
+    #[derive(Debug)]
+    struct Model {
+        max: usize,
+        lanes: Vec<(usize, usize)>,
+        placed: Vec<Someone>,
+        waiting: VecDeque<Someone>,
+        closed: bool,
+        cut_off: bool,
+        finished: usize,
+        undecided: usize,
+    }
+
+    impl Model {
+        fn placed(&self, lane: usize) -> usize {
+            self.placed.iter().filter(|one| one.lane == lane).count()
+        }
+
+        fn waiting(&self, lane: usize) -> Vec<&Someone> {
+            self.waiting.iter().filter(|one| one.lane == lane).collect()
+        }
+
+        /// `None` where there is a place.
+        fn refusal(&self, lane: usize) -> Option<&'static str> {
+            if self.closed {
+                Some("draining")
+            } else if self.placed.len() == self.max {
+                Some("max_running")
+            } else {
+                (self.placed(lane) == self.lanes[lane].0).then_some("concurrency")
+            }
+        }
+
+        fn refusal_in(&self, lane: usize) -> Option<&'static str> {
+            let limit = self.refusal(lane)?;
+            match self.lanes[lane].1 {
+                _ if limit == "draining" => Some(limit),
+                0 => Some(limit),
+                max if self.waiting(lane).len() == max => Some("queue"),
+                _ => None,
+            }
+        }
+
+        /// One after another of those that wait has a place, the first of those with room.
+        fn settle(&mut self) {
+            let has_room = |model: &Self, one: &Someone| {
+                !model.cut_off
+                    && model.placed.len() < model.max
+                    && model.placed(one.lane) < model.lanes[one.lane].0
+            };
+            while let Some(at) = self.waiting.iter().position(|one| has_room(self, one)) {
+                self.placed.extend(self.waiting.remove(at));
+            }
+        }
+
+        fn leave(&mut self, number: usize) {
+            let gone = self.find(number).clone();
+            self.placed.retain(|one| one.number != number);
+            self.waiting.retain(|one| one.number != number);
+            // What was cut off has no end of its own any more.
+            self.finished += usize::from(gone.job.is_some());
+            self.settle();
+        }
+
+        fn find(&mut self, number: usize) -> &mut Someone {
+            let all = self.placed.iter_mut().chain(&mut self.waiting);
+            all.into_iter().find(|one| one.number == number).unwrap()
+        }
+    }
+
+    fn named(refusal: &Refusal) -> &'static str {
+        match refusal {
+            Refusal::Full(limit) => limit,
+            Refusal::Draining => "draining",
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The real ones beside the model.
+    struct Pair {
+        model: Model,
+        state: Arc<State>,
+        lanes: Vec<Arc<Lane>>,
+        admissions: Vec<(usize, Admission)>,
+        next: usize,
+    }
+
+    impl Pair {
+        fn new(max: usize, lanes: Vec<Shape>) -> Self {
+            let state = state(max);
+            let real = lanes.iter().map(|(places, waiting)| lane(&state, *places, *waiting));
+            let model = Model {
+                max,
+                lanes: lanes.iter().map(|(n, m)| (n.unwrap_or(max).min(max), *m)).collect(),
+                placed: Vec::new(),
+                waiting: VecDeque::new(),
+                closed: false,
+                cut_off: false,
+                finished: 0,
+                undecided: 0,
+            };
+            Self { lanes: real.collect(), model, state, admissions: Vec::new(), next: 0 }
+        }
+
+        fn places(&self) -> &Places {
+            &self.state.places
+        }
+
+        fn come(&mut self, lane: usize, entered: Result<Admission, Refusal>, waits: bool) {
+            let refused = match waits {
+                true => self.model.refusal_in(lane),
+                false => self.model.refusal(lane),
+            };
+            let admission = match entered {
+                Err(refusal) => return assert_eq!(refused, Some(named(&refusal))),
+                Ok(admission) => admission,
+            };
+            assert_eq!(refused, None);
+            let (number, now) = (self.next, self.model.refusal(lane).is_none());
+            self.next += 1;
+            assert_eq!(matches!(admission, Admission::Now(_)), now);
+            let one = Someone { number, lane, job: None };
+            match now {
+                true => self.model.placed.push(one),
+                false => self.model.waiting.push_back(one),
+            }
+            self.admissions.push((number, admission));
+        }
+
+        fn run(&mut self, op: &Op) {
+            match *op {
+                Op::Enter(lane) => {
+                    let lane = lane % self.lanes.len();
+                    self.come(lane, self.lanes[lane].enter(), true);
+                }
+                Op::Take(lane) => {
+                    let lane = lane % self.lanes.len();
+                    self.come(lane, self.lanes[lane].take().map(Admission::Now), false);
+                }
+                Op::Look(lane) => {
+                    let lane = lane % self.lanes.len();
+                    let found = |look: Result<(), Refusal>| look.err().as_ref().map(named);
+                    assert_eq!(found(self.lanes[lane].look()), self.model.refusal(lane));
+                    assert_eq!(found(self.lanes[lane].look_in()), self.model.refusal_in(lane));
+                }
+                Op::Close => {
+                    self.places().close();
+                    self.model.closed = true;
+                }
+                Op::CutOff => self.cut_off(),
+                Op::Occupy(at) | Op::Turn(at) | Op::Drop(at) if !self.admissions.is_empty() => {
+                    let at = at % self.admissions.len();
+                    match op {
+                        Op::Occupy(_) => self.occupy(at),
+                        Op::Turn(_) => self.turn(at),
+                        _ => {
+                            let (number, admission) = self.admissions.swap_remove(at);
+                            drop(admission);
+                            self.model.leave(number);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+
+        fn occupy(&mut self, at: usize) {
+            let (number, admission) = &mut self.admissions[at];
+            let one = self.model.find(*number);
+            if one.job.is_some() {
+                return;
+            }
+            let id = JobId::random().unwrap();
+            let occupied = admission.occupy(id);
+            assert_eq!(occupied.is_err(), self.model.cut_off);
+            self.model.find(*number).job = occupied.ok().map(|()| id);
+        }
+
+        /// A ticket has its place as soon as the model says so, and not before.
+        fn turn(&mut self, at: usize) {
+            let (number, admission) = &mut self.admissions[at];
+            let has_place = self.model.placed.iter().any(|one| one.number == *number);
+            let place = match admission {
+                Admission::Now(_) => return assert!(has_place),
+                Admission::Later(ticket) => match spawn(ticket.turn()).poll() {
+                    Poll::Ready(place) => place,
+                    Poll::Pending => return assert!(!has_place, "its turn has come"),
+                },
+            };
+            assert!(has_place, "it is not its turn");
+            *admission = Admission::Now(place);
+        }
+
+        fn cut_off(&mut self) {
+            self.places().close();
+            let mut cut = self.places().cut_off();
+            self.model.cut_off = true;
+            self.model.closed = true;
+            let all = self.model.placed.iter_mut().chain(&mut self.model.waiting);
+            let mut jobs: Vec<_> = all.filter_map(|one| one.job.take()).collect();
+            self.model.undecided += jobs.len();
+            cut.sort_unstable_by_key(JobId::to_string);
+            jobs.sort_unstable_by_key(JobId::to_string);
+            assert_eq!(cut, jobs);
+        }
+
+        /// That the ledger says what the model does, and that nobody waits for whom there is room.
+        fn agree(&self) {
+            let model = &self.model;
+            let ledger = self.places().ledger();
+            assert_eq!((ledger.taken, ledger.waiting), (model.placed.len(), model.waiting.len()));
+            let ends = ledger.ends;
+            assert_eq!((ends.finished, ends.undecided), (model.finished, model.undecided));
+            for (at, lane) in self.lanes.iter().enumerate() {
+                let queue = &ledger.lanes[lane.index];
+                assert_eq!(
+                    (queue.taken, queue.waiting.len()),
+                    (model.placed(at), model.waiting(at).len())
+                );
+                let is_full = queue.taken == queue.concurrency || ledger.taken == model.max;
+                assert!(queue.waiting.is_empty() || is_full || model.cut_off);
+                assert!(queue.waiting.iter().is_sorted_by_key(|waiting| waiting.ticket));
+            }
+            drop(ledger);
+            for one in &model.placed {
+                assert_eq!(one.job.and_then(|id| self.places().position(id)), None);
+            }
+            for (at, lane) in self.lanes.iter().enumerate() {
+                for (before, one) in model.waiting(at).into_iter().enumerate() {
+                    let Some(id) = one.job else { continue };
+                    let abreast = self.places().abreast(lane);
+                    let stands = Position { position: before + 1, abreast };
+                    assert_eq!(self.places().position(id), Some(stands));
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn the_ledger_does_what_the_model_does((max, lanes, ops) in ops()) {
+            let mut pair = Pair::new(max, lanes);
+            for op in ops {
+                pair.run(&op);
+                pair.agree();
+            }
+            // When all have gone, nothing is left of them, nor of the lanes.
+            let Pair { state, lanes, admissions, model, .. } = pair;
+            drop((admissions, lanes));
+            let ledger = state.places.ledger();
+            prop_assert_eq!((ledger.taken, ledger.waiting, ledger.lanes.len()), (0, 0, 0));
+            prop_assert!(ledger.jobs.is_empty());
+            prop_assert_eq!(ledger.ends.undecided, model.undecided);
+        }
+    }
+}
