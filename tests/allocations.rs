@@ -1,5 +1,6 @@
 //! What must not allocate: layering, which axum does for each connection and may do for each request,
-//! and a request that ends within its budget. One test, since the allocator counts for the process.
+//! a request that ends within its budget, and what a handler says of its progress once it has its
+//! job. One test at a time, since the allocator counts for the process.
 
 use std::{
     convert::Infallible,
@@ -13,8 +14,9 @@ use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use peak_alloc::PeakAlloc;
+use tokio::sync::Mutex;
 use tower::{Layer, Service};
-use tower_offload::{Offload, Policies, Policy};
+use tower_offload::{Job, Offload, Policies, Policy};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -22,6 +24,9 @@ static MEMORY: PeakAlloc = PeakAlloc;
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 const BUDGET: Duration = Duration::from_secs(60);
+
+/// Held by each test here, so that it measures nothing of another.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// Runs `f`, and gives what it took at its peak beyond what was taken before.
 fn taken<T>(f: impl FnOnce() -> T) -> (T, usize) {
@@ -70,6 +75,7 @@ fn request() -> Request<Body> {
 
 #[tokio::test]
 async fn trap_3_2_layering_allocates_nothing_and_neither_does_a_quick_request() {
+    let _alone = ALONE.lock().await;
     assert!(taken(|| Box::new(1)).1 > 0, "the allocator counts");
     let offload = Offload::new("/jobs");
     let policies = || Policies::otherwise(Policy::never()).at("/{*all}", Policy::after(BUDGET));
@@ -103,6 +109,76 @@ async fn trap_3_2_layering_allocates_nothing_and_neither_does_a_quick_request() 
                 assert_eq!(polls, (!waits, true));
                 assert!(warm_up || bytes == 0, "{bytes} bytes, waits: {waits}");
             }
+        }
+    }
+}
+
+/// Answers in its second poll, having looked for its job in the first if it is to, and counted.
+#[derive(Clone, Copy)]
+struct Counts {
+    looks: bool,
+    polled: bool,
+    took: usize,
+}
+
+impl Service<Request<Body>> for Counts {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Self;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Body>) -> Self {
+        *self
+    }
+}
+
+impl Future for Counts {
+    type Output = Result<Response<Full<Bytes>>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.looks {
+            let job = Job::current().unwrap();
+            job.set_total(100_000);
+            job.progress(0.0, "counting");
+            self.took += taken(|| {
+                for _ in 0..50_000 {
+                    job.advance(1);
+                    job.progress(0.5, "counting");
+                }
+            })
+            .1;
+        }
+        match std::mem::replace(&mut self.polled, true) {
+            false => Poll::Pending,
+            true => Poll::Ready(Ok(Response::new(Bytes::from(self.took.to_string()).into()))),
+        }
+    }
+}
+
+#[tokio::test]
+async fn progress_allocates_once_where_it_is_used_and_nothing_elsewhere() {
+    let _alone = ALONE.lock().await;
+    let offload = Offload::new("/jobs");
+    for looks in [false, true] {
+        let counts = Counts { looks, polled: false, took: 0 };
+        let mut service = offload.layer(Policy::after(BUDGET)).layer(counts);
+        let mut other = service.call(request());
+        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut other).poll(cx))).await;
+        assert!(polled.is_pending());
+        for warm_up in [true, false] {
+            let request = request();
+            let (mut answer, bytes) = taken(|| {
+                let mut cx = Context::from_waker(Waker::noop());
+                let mut answer = service.call(request);
+                assert!(Pin::new(&mut answer).poll(&mut cx).is_pending());
+                answer
+            });
+            assert!(warm_up || (bytes > 0) == looks, "{bytes} bytes, looks: {looks}");
+            let told = poll_fn(|cx| Pin::new(&mut answer).poll(cx)).await.unwrap();
+            assert_eq!(told.into_body().collect().await.unwrap().to_bytes(), "0", "each call");
         }
     }
 }

@@ -393,7 +393,11 @@ async fn a_request_watched_by_an_outer_layer_of_the_same_desk_is_one_job() {
 async fn the_job_is_an_extractor() {
     let offload = Offload::new("/jobs");
     let required = |job: Job| async move {
+        // Where the request is no job, it goes nowhere.
+        job.set_total(2);
+        job.advance(1);
         sleep(BUDGET * 2).await;
+        assert!(!job.cancellation().is_cancelled());
         job.id().to_string()
     };
     let optional = |job: Option<Job>| async move {
@@ -403,16 +407,23 @@ async fn the_job_is_an_extractor() {
     let app = Router::<()>::new()
         .route("/required", post(required).layer(layer.clone()))
         .route("/optional", post(optional).layer(layer))
+        .route("/never", post(required).layer(offload.layer(Policy::never())))
+        .route("/never/optional", post(optional).layer(offload.layer(Policy::never())))
         .route("/missing", post(required))
         .route("/none", post(optional));
     let send = async |path: &str| app.clone().oneshot(request(path)).await.unwrap();
     let accepted = job(&send("/required").await);
+    assert_eq!(ended(&offload, &accepted).await["progress"]["ratio"], 0.5);
     assert_eq!(replayed(&offload, &accepted).await, id_of(&accepted));
-    for (path, status, text) in
-        [("/optional", 200, None), ("/none", 200, Some("none")), ("/missing", 200, None)]
-    {
+    for (path, text) in [
+        ("/optional", None),
+        ("/never", None),
+        ("/never/optional", Some("none")),
+        ("/missing", None),
+        ("/none", Some("none")),
+    ] {
         let answer = send(path).await;
-        assert_eq!(answer.status(), status, "{path}");
+        assert_eq!(answer.status(), 200, "{path}");
         let body = axum::body::to_bytes(answer.into_body(), 1000).await.unwrap();
         match text {
             Some(text) => assert_eq!(body, text),
