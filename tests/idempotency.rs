@@ -939,7 +939,7 @@ async fn preferences_say_how_long_the_client_waits() {
                 "{policy:?} {prefer} {waited:?}"
             );
         }
-        sleep(5 * second).await;
+        sleep(6 * second).await;
         assert_eq!(local.send("k").await, response(1));
     }
 }
