@@ -21,8 +21,8 @@
 //! curl -i --http2-prior-knowledge --data-binary @file http://127.0.0.1:3001/digest
 //! ```
 //!
-//! Ctrl-C while a job runs: the server goes on until the job is done (for 30 s at most), and its
-//! status URL answers until then.
+//! Ctrl-C while a job runs: the server goes on until the job is done (for 30 s at most) and its
+//! result could be fetched; its status URL answers until then.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -52,6 +52,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// How long Ctrl-C waits for jobs that still run, and then for answers that are still being sent.
 const DRAIN: Duration = Duration::from_secs(30);
 
+/// How long results can be fetched then. Who polls does so once a second, as `Retry-After` says.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// The layer has to wrap a request's body and give it back as the same type, which hyper's
 /// `Incoming` does not allow; so it is boxed in front of the layer.
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
@@ -78,7 +81,7 @@ async fn main() -> std::io::Result<()> {
     let mut drained = std::pin::pin!(async {
         tokio::signal::ctrl_c().await.expect("a handler for Ctrl-C can be installed");
         println!("finishing jobs, for {} s at most", DRAIN.as_secs());
-        offload.drain(DRAIN).await
+        offload.drain(DRAIN).linger(LINGER).await
     });
     let closing = CancellationToken::new();
     let mut connections = JoinSet::new();

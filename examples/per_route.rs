@@ -82,8 +82,9 @@ async fn listen(variable: &str, default: &str) -> std::io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Resolves when the server may stop: after Ctrl-C, once nothing runs that was promised.
+/// Resolves when the server may stop: after Ctrl-C, once nothing runs that was promised, and the last
+/// outcome could be fetched.
 async fn drained(offload: Offload) {
     tokio::signal::ctrl_c().await.expect("a handler for Ctrl-C can be installed");
-    offload.drain(Duration::from_secs(30)).await;
+    offload.drain(Duration::from_secs(30)).linger(Duration::from_secs(2)).await;
 }

@@ -1,5 +1,6 @@
-//! The real curl against the hyper example, the program itself: slow uploads over both protocols,
-//! with and without `Expect`, the next request on the same connection, and a job followed to its end.
+//! The real curl against the examples, the programs themselves. Of the hyper example: slow uploads over
+//! both protocols, with and without `Expect`, the next request on the same connection, and a job
+//! followed to its end. Of the example of orders: keys, owners, and a client that gives up.
 
 #[path = "support/example.rs"]
 mod example;
@@ -101,6 +102,64 @@ fn ctrl_c_finishes_what_was_promised() {
     assert_eq!(server.line(), "1 finished, 0 interrupted");
     let status = server.wait();
     assert!(status.success(), "{status}");
+}
+
+/// What stands at the top of the example of orders, sent by curl.
+#[test]
+fn an_order_is_placed_once_and_seen_by_its_owner_only() {
+    let mut server = Example::start("orders");
+    let send = |token: &str, options: &[&str], path: &str| {
+        let token = format!("Authorization: Bearer {token}");
+        let options = [&["-H", &token], options].concat();
+        Curl::new().next(&options, &server, path).run(b"").remove(0)
+    };
+    let order = |key: &str, order: &str, path: &str| {
+        let key = format!("Idempotency-Key: {key}");
+        send("ada", &["-H", &key, "-d", order], path)
+    };
+    let first = order("\"1\"", "two lamps", "/orders");
+    assert_eq!((first.status, &*first.body), (201, "order 1: two lamps"));
+    for key in ["\"1\"", "1"] {
+        assert_eq!(order(key, "two lamps", "/orders").body, first.body);
+    }
+    assert_eq!(order("\"1\"", "a chair", "/orders").status, 422);
+    assert_eq!(send("ada", &["-d", "a chair"], "/orders").status, 400);
+    let nobody = Curl::new().next(&["-H", "Idempotency-Key: 9", "-d", "x"], &server, "/orders");
+    assert_eq!(nobody.run(b"")[0].status, 401);
+    // Another's equal key is another key.
+    let others = send("eve", &["-H", "Idempotency-Key: \"1\"", "-d", "two lamps"], "/orders");
+    assert_eq!(others.body, "order 2: two lamps");
+
+    // The client gives up before it has an answer, and asks again.
+    let gives_up = Command::new("curl")
+        .args(["--silent", "--max-time", "0.1", "-d", "a rug"])
+        .args(["-H", "Authorization: Bearer ada", "-H", "Idempotency-Key: \"2\""])
+        .arg(format!("{}/orders?bank_ms=1500", server.url))
+        .status();
+    assert_eq!(gives_up.unwrap().code(), Some(28), "curl has given up");
+    let again = order("\"2\"", "a rug", "/orders?bank_ms=1500");
+    assert_eq!(again.status, 202, "{again:#?}");
+    let job: serde_json::Value = serde_json::from_str(&again.body).unwrap();
+    let job = job["links"]["self"].as_str().unwrap();
+    assert_eq!(send("eve", &[], job).status, 404);
+    let followed = send("ada", &["-L", "-H", "Prefer: wait=30"], job);
+    assert_eq!((followed.status, &*followed.body), (201, "order 3: a rug"));
+    let at_last = order("\"2\"", "a rug", "/orders?bank_ms=1500");
+    assert_eq!((at_last.status, &*at_last.body), (201, "order 3: a rug"));
+
+    for number in 1..=3 {
+        assert_eq!(server.line(), format!("order {number}: charging"), "each once");
+        assert_eq!(server.line(), format!("order {number}: placed"));
+    }
+    #[cfg(unix)]
+    {
+        server.interrupt();
+        let stats = server.line();
+        assert!(stats.starts_with("orders: 3 kept in "), "{stats}");
+        assert!(stats.ends_with(" bytes, 0 refused"), "{stats}");
+        assert!(server.line().starts_with("receipts: 0 kept in 0 bytes"));
+        assert!(server.wait().success());
+    }
 }
 
 /// All at once: most of the time they wait.

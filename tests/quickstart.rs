@@ -1,8 +1,14 @@
-//! The quickstart example as a reader runs it: the program itself, over real HTTP.
+//! The quickstart example as a reader runs it: the program itself, over real HTTP. And its own unit
+//! tests, which no build of an example runs.
 
 #[path = "support/program.rs"]
 mod program;
 mod support;
+#[path = "../examples/quickstart"]
+mod example {
+    #[allow(dead_code, reason = "the example uses it")]
+    mod report;
+}
 
 use std::{process::Stdio, time::Instant};
 
@@ -65,6 +71,43 @@ async fn a_canceled_video_is_dropped() {
 }
 
 #[tokio::test]
+async fn videos_say_how_far_they_are_and_wait_for_their_turn() {
+    let mut server = Quickstart::start().await;
+    let mut jobs = Vec::new();
+    for _ in 0..10 {
+        let accepted = server.post("/videos?seconds=600", "").await;
+        jobs.push((accepted.location().to_owned(), accepted.json()));
+    }
+    let places: Vec<_> = jobs.iter().map(|(_, job)| job["queue_position"].as_u64()).collect();
+    assert_eq!(places, [[None; 2].as_slice(), &[1, 2, 3, 4, 5, 6, 7, 8].map(Some)].concat());
+    let full = server.post("/videos?seconds=600", "").await;
+    assert_eq!((full.status.as_u16(), &full.json()["limit"]), (503, &"queue".into()));
+
+    let (first, _) = &jobs[0];
+    let progress = async {
+        loop {
+            let job = server.get(&format!("{first}/status")).await.json();
+            if job["progress"]["ratio"].as_f64() > Some(0.0) {
+                return job["progress"].clone();
+            }
+        }
+    };
+    // Two are begun at once, so which of them is the first is for the machine to say.
+    let message = soon("progress", progress).await["message"].as_str().unwrap().to_owned();
+    let video = message.strip_prefix("transcoding ").expect(&message);
+    for _ in 0..2 {
+        let line = server.line().await;
+        assert!(line.ends_with(": started, 600 s"), "{line}");
+    }
+    assert_eq!(server.delete(first).await.status, 200);
+    let line = server.line().await;
+    assert!(line.starts_with(&format!("{video}: dropped unfinished after ")), "{line}");
+    assert_eq!(server.line().await, "video 3: started, 600 s", "its turn has come");
+    let next = server.get(&format!("{}/status", jobs[3].0)).await.json();
+    assert_eq!((&next["status"], &next["queue_position"]), (&"queued".into(), &1.into()));
+}
+
+#[tokio::test]
 async fn what_is_no_csv_is_refused() {
     let server = Quickstart::start().await;
     for body in ["", "{}", "<html>", "a,b\n1\n", "a,\"b\n"] {
@@ -92,11 +135,7 @@ async fn serves_its_page() {
 async fn ctrl_c_finishes_what_was_promised() {
     let mut server = Quickstart::start().await;
     let job = server.post("/videos?seconds=2", "").await.location().to_owned();
-    let kill = Command::new("kill")
-        .args(["-INT", &server.process.id().expect("it runs").to_string()])
-        .status()
-        .await;
-    assert!(kill.unwrap().success());
+    server.interrupt().await;
     while server.line().await != "finishing jobs, for 30 s at most" {}
 
     let running = server.get(&format!("{job}/status")).await;
@@ -105,11 +144,29 @@ async fn ctrl_c_finishes_what_was_promised() {
     assert_eq!(server.post("/reports", CSV).await.status, 200);
 
     assert_eq!(server.line().await, "video 1: finished");
-    assert_eq!(server.line().await, "1 finished, 0 interrupted");
+    let result = server.ended(&job).await;
+    assert_eq!(
+        (&result["status"], &result["progress"]["ratio"]),
+        (&"succeeded".into(), &1.0.into())
+    );
     let result = server.get(&format!("{job}/result")).await;
     assert_eq!((result.status.as_u16(), &result.json()["seconds"]), (200, &2.into()));
+    assert_eq!(server.line().await, "1 finished, 0 interrupted");
     let status = soon("the end of the process", server.process.wait()).await.unwrap();
     assert!(status.success(), "{status}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn ctrl_c_twice_stops_at_once() {
+    let mut server = Quickstart::start().await;
+    server.post("/videos?seconds=600", "").await.location();
+    server.interrupt().await;
+    while server.line().await != "finishing jobs, for 30 s at most" {}
+    server.interrupt().await;
+    assert_eq!(server.line().await, "stopped at once");
+    let status = soon("the end of the process", server.process.wait()).await.unwrap();
+    assert_eq!(status.code(), Some(1));
 }
 
 /// The example, running; killed when this is dropped.
@@ -139,6 +196,15 @@ impl Quickstart {
     /// The next line that it prints.
     async fn line(&mut self) -> String {
         soon("a line", self.lines.next_line()).await.unwrap().expect("its output has ended")
+    }
+
+    /// Ctrl-C.
+    async fn interrupt(&self) {
+        let kill = Command::new("kill")
+            .args(["-INT", &self.process.id().expect("it runs").to_string()])
+            .status()
+            .await;
+        assert!(kill.unwrap().success());
     }
 
     async fn send(&self, method: &str, path: &str, prefer: &str, body: &'static str) -> Answer {

@@ -17,7 +17,7 @@
 //! # Its database takes 5 s today: 202 after 250 ms, with `Location: /jobs/{id}`.
 //! curl -i --data-binary @orders.csv 'http://127.0.0.1:3000/reports?pause_ms=5000'
 //!
-//! # Always a job.
+//! # Always a job. Two run at once, eight wait in a queue; the next is answered 503.
 //! curl -i -X POST 'http://127.0.0.1:3000/videos?seconds=20'
 //!
 //! curl -i http://127.0.0.1:3000/jobs/{id}/status        # how far it is
@@ -27,7 +27,8 @@
 //! ```
 //!
 //! Ctrl-C while a job runs: the server goes on until the job is done (for 30 s at
-//! most) and its result could be fetched; its status URL answers until then.
+//! most) and its result could be fetched; its status URL answers until then. A
+//! second Ctrl-C stops it at once.
 
 mod problem;
 mod report;
@@ -75,22 +76,29 @@ async fn main() -> std::io::Result<()> {
             post(report.layer(DefaultBodyLimit::max(LARGEST_CSV)))
                 .layer(offload.layer(Policy::after(Duration::from_millis(250)))),
         )
-        .route("/videos", post(video).layer(offload.layer(Policy::always())))
+        .route(
+            "/videos",
+            post(video).layer(offload.layer(Policy::always().concurrency(2).queue(8))),
+        )
         .nest_service("/jobs", offload.status());
 
     let addr = std::env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = TcpListener::bind(addr).await?;
     println!("listening on http://{}", listener.local_addr()?);
 
+    let stop = stop_signal();
     axum::serve(listener, app)
         .with_graceful_shutdown(async move {
-            stop_signal().await;
+            stop.await;
+            let again = stop_signal();
+            tokio::spawn(async {
+                again.await;
+                println!("stopped at once");
+                std::process::exit(1);
+            });
             println!("finishing jobs, for {} s at most", DRAIN.as_secs());
-            let drained = offload.drain(DRAIN).await;
+            let drained = offload.drain(DRAIN).linger(LINGER).await;
             println!("{} finished, {} interrupted", drained.finished(), drained.interrupted());
-            if drained.finished() + drained.interrupted() > 0 {
-                tokio::time::sleep(LINGER).await;
-            }
         })
         .await
 }
@@ -121,24 +129,24 @@ async fn report(
     Ok(Json(report))
 }
 
-/// Returns on Ctrl-C, and on unix at SIGTERM, which is how an orchestrator asks.
-async fn stop_signal() {
-    let ctrl_c = async {
-        tokio::signal::ctrl_c().await.expect("a handler for Ctrl-C can be installed");
-    };
+/// Resolves on Ctrl-C, and on unix at SIGTERM, which is how an orchestrator asks. It
+/// listens from the call on, so that no signal is missed.
+#[cfg(unix)]
+fn stop_signal() -> impl Future<Output = ()> {
+    use tokio::signal::unix::{SignalKind, signal};
 
-    #[cfg(unix)]
-    let terminate = async {
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            .expect("a handler for SIGTERM can be installed")
-            .recv()
-            .await;
-    };
-    #[cfg(not(unix))]
-    let terminate = std::future::pending::<()>();
-
-    tokio::select! {
-        () = ctrl_c => {}
-        () = terminate => {}
+    let listen = |kind| signal(kind).expect("a handler for the signal can be installed");
+    let (mut interrupt, mut terminate) =
+        (listen(SignalKind::interrupt()), listen(SignalKind::terminate()));
+    async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
     }
+}
+
+#[cfg(not(unix))]
+fn stop_signal() -> impl Future<Output = ()> {
+    async { tokio::signal::ctrl_c().await.expect("a handler for Ctrl-C can be installed") }
 }
