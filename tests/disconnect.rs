@@ -649,7 +649,7 @@ async fn a_drain_waits_for_it_and_at_its_deadline_drops_it() {
     // It is attached while the drain begins: no more work is taken on.
     let attached = begun(&service, request()).await;
     let third = hands.calls.next().await;
-    let drain = tokio::spawn(offload.drain(BUDGET * 10).into_future());
+    let drain = tokio::spawn(offload.drain(BUDGET * 10));
     sleep(BUDGET).await;
     hands.finishes(first).await;
     drop(attached);

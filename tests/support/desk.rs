@@ -1,8 +1,9 @@
-//! What the tests without a server share: answers of the status service, and a store that the test
-//! holds in its hand.
+//! What the tests without a server share: handlers behind a layer, answers of the status service, and
+//! a store that the test holds in its hand.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -10,13 +11,14 @@ use std::{
     time::Duration,
 };
 
+use axum::{body::Body, response::IntoResponse};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
 use tower_offload::{
-    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Offload, Outcome, Record, Store,
+    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Offload, Outcome, Policy, Record, Store,
     store::{Changed, Inserted, Interest, StoreFuture, Usage},
 };
 
@@ -43,6 +45,46 @@ pub async fn ended(offload: &Offload, job: &str) -> serde_json::Value {
 pub fn job<B>(answer: &Response<B>) -> String {
     assert_eq!(answer.status(), 202);
     answer.headers()["location"].to_str().unwrap().to_owned()
+}
+
+/// That a job failed with a problem of this status and type, in its document and as its result.
+pub async fn failed(offload: &Offload, job: &str, status: u16, kind: &str) {
+    let document = ended(offload, job).await;
+    assert_eq!(document["status"], "failed");
+    assert!(document["response_status"].is_null());
+    let result = get(offload, &format!("{job}/result")).await;
+    assert_eq!(
+        (result.status().as_u16(), &result.headers()["content-type"]),
+        (status, &"application/problem+json".parse().unwrap())
+    );
+    let problem: serde_json::Value = serde_json::from_slice(result.body()).unwrap();
+    for problem in [&document["error"], &problem] {
+        assert_eq!(problem["status"], status);
+        assert!(problem["type"].as_str().unwrap().ends_with(kind), "{problem}");
+        assert!(!problem.to_string().contains("told to"), "no internals: {problem}");
+    }
+}
+
+/// A handler as a service.
+pub type Boxed = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// A handler that looks at nothing of its request.
+pub fn service<F, Fut, R>(handler: F) -> Boxed
+where
+    F: Fn() -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = R> + Send + 'static,
+    R: IntoResponse,
+{
+    BoxCloneSyncService::new(tower::service_fn(move |_| {
+        let answer = handler();
+        async move { Ok(answer.await.into_response()) }
+    }))
+}
+
+/// Sends a request through a layer with this policy around this handler.
+pub async fn send(offload: &Offload, policy: Policy, handler: Boxed) -> Response<Body> {
+    let request = Request::post("/").body(Body::empty()).unwrap();
+    offload.layer(policy).layer(handler).oneshot(request).await.unwrap()
 }
 
 /// A store in memory that fails, or keeps its callers waiting, as the test says.
