@@ -46,9 +46,11 @@ enum Asker {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let any_of = |range: std::ops::Range<usize>| range;
-    let route = prop::sample::select(Route::ALL.to_vec());
+    // Most can happen to those with keys.
+    let routes = [&Route::ALL[..], &[Route::Keyed; 3]].concat();
+    let route = prop::sample::select(routes);
     let owner = prop_oneof![6 => Just(Some(0)), 3 => Just(Some(1)), 1 => Just(None)];
-    let sent = (route, owner, 0u8..2, 0u8..2, prop::bool::weighted(0.2));
+    let sent = (route, owner, 0u8..2, 0u8..2, prop::bool::weighted(0.3));
     let sent = sent.prop_map(|(route, owner, key, body, asked)| {
         Op::Send(Sent { route, owner, key, body, asked })
     });

@@ -31,7 +31,7 @@ impl Route {
     pub fn places(self) -> (usize, usize) {
         match self {
             Self::Queued => (1, 2),
-            Self::Keyed => (2, 1),
+            Self::Keyed => (1, 2),
             _ => (MAX_RUNNING, 0),
         }
     }
@@ -292,7 +292,7 @@ impl Model {
                 self.answer(To::Sender(number), Answer::Document(202, job, self.job(job)));
             }
             Due::Budget(number) => self.detach(number),
-            Due::Left(number) => self.left_ends(number, Handler::Gone, true),
+            Due::Left(number) => self.left_ends(number, Handler::Gone),
             Due::Limit(job) => self.end(job, State::Failed("timed-out"), Handler::Gone),
             Due::Expiry(job) => self.jobs[job].expired = true,
             Due::Poll(at) => self.answer_poll(at),
@@ -470,7 +470,7 @@ impl Model {
             Runs::Attached => {
                 self.attached_ends(number, Handler::Done, Answer::Response(number, status));
             }
-            Runs::Left => self.left_ends(number, Handler::Done, false),
+            Runs::Left => self.left_ends(number, Handler::Done),
             Runs::Job(job) => self.end(job, State::Answered(status), Handler::Done),
         }
     }
@@ -478,7 +478,7 @@ impl Model {
     pub fn panic(&mut self, number: usize) {
         match self.runs_as(number) {
             Runs::Attached => self.attached_ends(number, Handler::Gone, Answer::Panic),
-            Runs::Left => self.left_ends(number, Handler::Gone, false),
+            Runs::Left => self.left_ends(number, Handler::Gone),
             Runs::Job(job) => self.end(job, State::Failed("panicked"), Handler::Gone),
         }
     }
@@ -505,8 +505,7 @@ impl Model {
     }
 
     /// A handler without a client ends.
-    fn left_ends(&mut self, number: usize, handler: Handler, by_limit: bool) {
-        let _ = by_limit;
+    fn left_ends(&mut self, number: usize, handler: Handler) {
         self.requests[number].left = None;
         self.requests[number].handler = handler;
         self.count(false);

@@ -117,8 +117,12 @@ impl Real {
                 Route::After => after.clone(),
                 Route::Finished => after.clone().finish_on_disconnect(),
                 Route::Always => Policy::always(),
-                Route::Queued => Policy::always().concurrency(1).queue(2),
-                Route::Keyed => after.clone().idempotent().concurrency(2).queue(1),
+                Route::Queued => Policy::always(),
+                Route::Keyed => after.clone().idempotent(),
+            };
+            let policy = match route.places() {
+                (_, 0) => policy,
+                (concurrency, queue) => policy.concurrency(concurrency).queue(queue),
             };
             let calls = Arc::clone(&calls);
             let service = service_fn(move |request| handle(Arc::clone(&calls), request));
