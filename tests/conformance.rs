@@ -3,7 +3,7 @@
 #![cfg(feature = "conformance")]
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower_offload::{
-    Change, Digest, End, Error, ErrorKind, JobId, MemoryStore, Outcome, Record, Store,
+    Change, Digest, End, Error, ErrorKind, JobId, MemoryStore, Outcome, Progress, Record, Store,
     store::{Changed, Inserted, Interest, StoreFuture, Usage, conformance},
 };
 
@@ -86,6 +86,24 @@ enum Flaw {
     RemovalStopsExpiry,
     RefusalStopsExpiry,
     ExpiresUnseen,
+    LosesPolicies,
+    LosesMessages,
+    ProgressWakesNobody,
+    ProgressWakesAll,
+    ProgressHidesStatus,
+    IgnoresClaims,
+    KnowsNoKeys,
+    ChecksThenClaims,
+    LosesClaimsAtEnd,
+    KeepsClaimsTakenBack,
+    KeepsClaimsLetGo,
+    KeepsClaimsExpired,
+    ReleasesByKey,
+    ClaimsWhenRefused,
+    ClaimsWhenFull,
+    CountsNothing,
+    CountsRunning,
+    CountsExpired,
 }
 
 macro_rules! failing {
@@ -127,6 +145,24 @@ mod a_flaw_is_found {
         RemovalStopsExpiry in what_has_ended_is_kept_for_its_ttl_and_then_gone;
         RefusalStopsExpiry in what_has_ended_is_kept_for_its_ttl_and_then_gone;
         ExpiresUnseen in expiry_wakes;
+        LosesPolicies in a_job_is_kept_as_given;
+        LosesMessages in the_table_of_transitions;
+        ProgressWakesNobody in every_change_wakes;
+        ProgressWakesAll in progress_wakes_only_who_asked_for_it;
+        ProgressHidesStatus in a_status_is_not_missed_for_progress;
+        IgnoresClaims in a_claim_is_one_jobs;
+        KnowsNoKeys in a_claim_is_one_jobs;
+        ChecksThenClaims in of_racing_claims_one_wins;
+        LosesClaimsAtEnd in a_claim_is_kept_to_the_end_and_after;
+        KeepsClaimsTakenBack in a_claim_ends_with_its_job;
+        KeepsClaimsLetGo in a_job_that_ends_before_its_start_lets_go_of_its_claim;
+        KeepsClaimsExpired in what_has_expired_has_no_claim_and_is_not_counted;
+        ReleasesByKey in a_job_that_ends_before_its_start_lets_go_of_its_claim;
+        ClaimsWhenRefused in what_is_refused_claims_nothing;
+        ClaimsWhenFull in a_full_store_keeps_its_word;
+        CountsNothing in usage_is_told_by_policy;
+        CountsRunning in usage_is_told_by_policy;
+        CountsExpired in what_has_expired_has_no_claim_and_is_not_counted;
     }
 }
 
@@ -144,6 +180,9 @@ struct Plain(Arc<Inner>);
 struct Inner {
     flaw: Option<Flaw>,
     jobs: Mutex<HashMap<JobId, Job>>,
+    /// Who is said to have a claim beside those whose records have it, and whose is forgotten.
+    ghosts: Mutex<HashMap<Digest, Record>>,
+    released: Mutex<HashSet<Digest>>,
     /// Sent at every change of any job.
     changes: watch::Sender<()>,
     /// In its place, where one waiter is woken by each change.
@@ -158,13 +197,27 @@ struct Job {
     outcome: Option<Outcome>,
     room: usize,
     expires: Option<Instant>,
+    /// What it has claimed at first.
+    key: Option<Digest>,
+}
+
+impl Job {
+    fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|expires| expires <= Instant::now())
+    }
+}
+
+/// The key of this record's claim.
+fn key(record: &Record) -> Option<Digest> {
+    record.claim().map(|claim| *claim.key())
 }
 
 impl Plain {
     fn new(flaw: Option<Flaw>) -> Self {
         let (changes, _) = watch::channel(());
         let (one, places) = (Notify::new(), AtomicUsize::new(2500));
-        Self(Arc::new(Inner { flaw, jobs: Mutex::default(), changes, one, places }))
+        let (jobs, ghosts, released) = Default::default();
+        Self(Arc::new(Inner { flaw, jobs, ghosts, released, changes, one, places }))
     }
 
     fn call<T: Send + 'static, F>(&self, call: impl FnOnce(Arc<Inner>) -> F) -> StoreFuture<T>
@@ -182,8 +235,9 @@ impl Inner {
 
     fn get(&self, id: JobId) -> Option<Job> {
         let mut jobs = self.jobs.lock().unwrap();
-        if jobs.get(&id)?.expires.is_some_and(|expires| expires <= Instant::now()) {
-            jobs.remove(&id);
+        if jobs.get(&id)?.is_expired() {
+            let expired = jobs.remove(&id)?;
+            self.haunt(Flaw::KeepsClaimsExpired, &expired.record);
         }
         jobs.get(&id).cloned()
     }
@@ -192,18 +246,49 @@ impl Inner {
         self.jobs.lock().unwrap().insert(id, job);
     }
 
-    async fn insert(&self, record: Record, room: usize) -> Result<(), Error> {
-        let known = || Err(Error::new(ErrorKind::StoreUnavailable, "known already"));
-        let id = record.id();
+    /// With this flaw, the claim of this job's is kept, whatever becomes of the job.
+    fn haunt(&self, flaw: Flaw, record: &Record) {
+        if let Some(key) = key(record).filter(|_| self.has(flaw)) {
+            self.ghosts.lock().unwrap().insert(key, record.clone());
+        }
+    }
+
+    /// Who has the claim with this key.
+    fn holder(&self, jobs: &HashMap<JobId, Job>, wanted: Digest) -> Option<Record> {
+        let lost = |job: &Job| self.has(Flaw::LosesClaimsAtEnd) && job.record.status().is_end();
+        let holds =
+            |job: &&Job| key(&job.record) == Some(wanted) && !job.is_expired() && !lost(job);
+        let holder = jobs.values().find(holds).map(|job| job.record.clone());
+        let released = self.released.lock().unwrap().contains(&wanted);
+        holder.or_else(|| self.ghosts.lock().unwrap().get(&wanted).cloned()).filter(|_| !released)
+    }
+
+    async fn insert(&self, mut record: Record, room: usize) -> Result<Inserted, Error> {
+        let known = |record: &Record| {
+            self.haunt(Flaw::ClaimsWhenRefused, record);
+            Err(Error::new(ErrorKind::StoreUnavailable, "known already"))
+        };
+        let (id, key) = (record.id(), key(&record));
+        if self.has(Flaw::LosesPolicies) && record.policy().is_some() {
+            record = record.with_policy("another".into());
+        }
         let expires = self.has(Flaw::ExpiresRunning).then(|| Instant::now() + record.ttl());
         let found = self.get(id).is_some();
-        if self.has(Flaw::ChecksThenInserts) {
+        let claimed = key.and_then(|key| self.holder(&self.jobs.lock().unwrap(), key));
+        if self.has(Flaw::ChecksThenInserts) || self.has(Flaw::ChecksThenClaims) {
             yield_now().await;
         }
         let mut jobs = self.jobs.lock().unwrap();
+        let claimed = match self.has(Flaw::ChecksThenClaims) {
+            true => claimed,
+            false => key.and_then(|key| self.holder(&jobs, key)),
+        };
         let raced = jobs.contains_key(&id) && !self.has(Flaw::ChecksThenInserts);
         if (found || raced) && !self.has(Flaw::Overwrites) {
-            return known();
+            return known(&record);
+        }
+        if let Some(holder) = claimed.filter(|_| !self.has(Flaw::IgnoresClaims)) {
+            return Ok(Inserted::Claimed(holder));
         }
         let used: usize = jobs.values().map(|job| job.room).sum();
         if used + room > 16 * MIB && !self.has(Flaw::PromisesTooMuch) {
@@ -211,10 +296,14 @@ impl Inner {
                 true => ErrorKind::StoreUnavailable,
                 false => ErrorKind::StoreFull,
             };
+            self.haunt(Flaw::ClaimsWhenFull, &record);
             return Err(Error::new(kind, "full"));
         }
-        jobs.insert(id, Job { record, outcome: None, room, expires });
-        Ok(())
+        if let Some(key) = &key {
+            self.released.lock().unwrap().remove(key);
+        }
+        jobs.insert(id, Job { record, outcome: None, room, expires, key });
+        Ok(Inserted::New)
     }
 
     async fn change(&self, id: JobId, change: Change) -> Result<Changed, Error> {
@@ -243,7 +332,12 @@ impl Inner {
                 job.outcome = outcome;
             }
         }
-        if !(self.has(Flaw::MissesStart) && matches!(change, Change::Start)) {
+        let silent = match change {
+            Change::Start => self.has(Flaw::MissesStart),
+            Change::Progress(_) => self.has(Flaw::ProgressWakesNobody),
+            _ => false,
+        };
+        if !silent {
             self.wake();
         }
         Ok(changed)
@@ -258,6 +352,13 @@ impl Inner {
     }
 
     fn apply(&self, job: &mut Job, change: &Change) -> Result<Changed, Error> {
+        let cut = match change {
+            Change::Progress(said) if self.has(Flaw::LosesMessages) => {
+                Some(Change::Progress(Progress::new(said.ratio(), None)))
+            }
+            _ => None,
+        };
+        let change = cut.as_ref().unwrap_or(change);
         let mut record = job.record.clone();
         if !record.apply(change, SystemTime::now()) {
             if self.has(Flaw::RefusedCancelRemoves) && matches!(change, Change::Cancel) {
@@ -286,6 +387,9 @@ impl Inner {
             Change::Remove if !self.has(Flaw::KeepsRemovedOutcomes) => job.outcome = None,
             _ => {}
         }
+        if record.claim().is_none() {
+            self.haunt(Flaw::KeepsClaimsLetGo, &job.record);
+        }
         let removal = matches!(change, Change::Remove);
         if record.status().is_end() && !removal && !self.has(Flaw::NeverExpires) {
             let early = if self.has(Flaw::ExpiresEarly) { 2 } else { 1 };
@@ -298,14 +402,21 @@ impl Inner {
         Ok(Changed::Applied(record))
     }
 
-    async fn changed(&self, id: JobId, seen: u32) -> Result<(), Error> {
+    async fn changed(&self, id: JobId, seen: u32, interest: Interest) -> Result<(), Error> {
         let mut changes = self.changes.subscribe();
         if self.has(Flaw::KeepsDroppedWaiters) {
             let one_less = |places: usize| places.checked_sub(1);
             let place = self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
             place.map_err(|_| Error::new(ErrorKind::StoreUnavailable, "too many wait"))?;
         }
-        let same = |job: &Job| job.record.version() == seen || self.has(Flaw::WaitsForTheNext);
+        let wants_all = interest == Interest::Progress || self.has(Flaw::ProgressWakesAll);
+        let same = |job: &Job| {
+            self.has(Flaw::WaitsForTheNext)
+                || match wants_all {
+                    true => job.record.version() == seen,
+                    false => job.record.status_version() <= seen,
+                }
+        };
         while let Some(job) = self.get(id).filter(same) {
             let expiry = job.expires.filter(|_| !self.has(Flaw::ExpiresUnseen));
             let far = Instant::now() + Duration::from_secs(7200);
@@ -320,6 +431,13 @@ impl Inner {
             if self.has(Flaw::WaitsForTheNext) {
                 break;
             }
+            let hidden = |job: &Job| job.record.version() > job.record.status_version().max(seen);
+            if self.has(Flaw::ProgressHidesStatus)
+                && !wants_all
+                && self.get(id).is_some_and(|job| hidden(&job))
+            {
+                std::future::pending().await
+            }
         }
         self.places.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -328,15 +446,19 @@ impl Inner {
 
 impl Store for Plain {
     fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<Inserted> {
-        self.call(|inner| async move {
-            inner.insert(record, outcome_bytes).await.map(|()| Inserted::New)
-        })
+        self.call(|inner| async move { inner.insert(record, outcome_bytes).await })
     }
 
     fn take_back(&self, id: JobId) -> StoreFuture<()> {
         self.call(|inner| async move {
-            let found = inner.jobs.lock().unwrap().remove(&id).is_some();
-            if !found && inner.has(Flaw::RefusesTwice) {
+            let job = inner.jobs.lock().unwrap().remove(&id);
+            if let Some(job) = &job {
+                inner.haunt(Flaw::KeepsClaimsTakenBack, &job.record);
+                if inner.has(Flaw::ReleasesByKey) {
+                    inner.released.lock().unwrap().extend(job.key);
+                }
+            }
+            if job.is_none() && inner.has(Flaw::RefusesTwice) {
                 return Err(Error::new(ErrorKind::StoreUnavailable, "not there"));
             }
             if !inner.has(Flaw::MissesForgetting) {
@@ -358,15 +480,35 @@ impl Store for Plain {
         self.call(|inner| async move { inner.change(id, change).await })
     }
 
-    fn claimed(&self, _: Digest) -> StoreFuture<Option<Record>> {
-        StoreFuture::ready(Ok(None))
+    fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
+        self.call(|inner| async move {
+            let jobs = inner.jobs.lock().unwrap();
+            Ok(inner.holder(&jobs, key).filter(|_| !inner.has(Flaw::KnowsNoKeys)))
+        })
     }
 
-    fn changed(&self, id: JobId, seen: u32, _: Interest) -> StoreFuture<()> {
-        self.call(|inner| async move { inner.changed(id, seen).await })
+    fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()> {
+        self.call(|inner| async move { inner.changed(id, seen, interest).await })
     }
 
     fn usage(&self) -> StoreFuture<Vec<Usage>> {
-        StoreFuture::ready(Ok(Vec::new()))
+        self.call(|inner| async move {
+            let mut usage: HashMap<_, (usize, usize)> = HashMap::new();
+            for job in inner.jobs.lock().unwrap().values() {
+                let counts = match inner.flaw {
+                    Some(Flaw::CountsNothing) => false,
+                    Some(Flaw::CountsRunning) => !job.record.status().is_end(),
+                    Some(Flaw::CountsExpired) => true,
+                    _ => !job.is_expired(),
+                };
+                if counts {
+                    let (jobs, bytes) = usage.entry(job.record.policy().cloned()).or_default();
+                    *jobs += 1;
+                    *bytes += job.room;
+                }
+            }
+            let told = |(policy, (jobs, bytes))| Usage { policy, jobs, bytes };
+            Ok(usage.into_iter().map(told).collect())
+        })
     }
 }

@@ -1,6 +1,9 @@
 //! Every row of the table of transitions, and what a change leaves behind.
 
-use super::check::{Check, response};
+use super::{
+    check::{Check, response},
+    progress::progress,
+};
 use crate::{
     job::{Change, End, Failure, Record, Status},
     store::{Changed, Store},
@@ -12,7 +15,11 @@ fn failed() -> Change {
 
 /// The changes that lead a queued job to each state there is.
 fn states() -> Vec<(&'static str, Vec<Change>)> {
-    let mut states = vec![("queued", vec![]), ("running", vec![Change::Start])];
+    let mut states = vec![
+        ("queued", vec![]),
+        ("running", vec![Change::Start]),
+        ("running and has said how far it is", vec![Change::Start, progress(0.1, "a tenth")]),
+    ];
     for (name, end) in [
         ("succeeded", response(204)),
         ("failed with a response", response(503)),
@@ -43,10 +50,17 @@ fn becomes(from: &Record, change: &Change) -> Option<Status> {
 }
 
 pub(super) async fn the_table_of_transitions<S: Store>(check: &Check<S>) {
-    let changes =
-        [Change::Start, response(200), response(399), response(400), failed(), Change::Cancel];
     for (name, steps) in states() {
-        for change in changes.iter().cloned().chain([Change::Remove]) {
+        for change in [
+            Change::Start,
+            progress(0.2, "a fifth"),
+            response(200),
+            response(399),
+            response(400),
+            failed(),
+            Change::Cancel,
+            Change::Remove,
+        ] {
             let record = check.job(Record::queued);
             check.insert(&record).await;
             for step in &steps {
@@ -75,6 +89,11 @@ async fn row<S: Store>(check: &Check<S>, before: &Record, change: Change, name: 
         after.version() == before.version() + 1,
         format_args!("{what} led from version {} to {}", before.version(), after.version()),
     );
+    let said = match &change {
+        Change::Progress(said) => Some(said),
+        _ => before.progress(),
+    };
+    check.that(after.progress() == said, format_args!("{what} led to {:?}", after.progress()));
     check.that(after.status() == wanted, format_args!("{what} led to {:?}", after.status()));
     let removed = before.is_removed() || matches!(change, Change::Remove);
     check.that(after.is_removed() == removed, format_args!("{what}: removed, or not, by mistake"));

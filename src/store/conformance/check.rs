@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 
 use crate::{
     error::Error,
-    job::{Change, End, JobId, Outcome, Record},
-    store::{Changed, Interest, Store, StoreFuture},
+    job::{Change, Digest, End, JobId, Outcome, Record},
+    store::{Changed, Inserted, Interest, Store, StoreFuture},
 };
 
 /// The longest that any answer may take, or any waiter be left waiting.
@@ -88,7 +88,17 @@ impl<S: Store> Check<S> {
     }
 
     pub(super) async fn insert(&self, record: &Record) {
-        self.answer("insert", self.here.insert(record.clone(), 4096)).await;
+        if let Inserted::Claimed(holder) = self.inserted(record).await {
+            self.fail(format_args!("its claim, which nobody else has, is {holder:?}'s"));
+        }
+    }
+
+    pub(super) async fn inserted(&self, record: &Record) -> Inserted {
+        self.answer("insert", self.here.insert(record.clone(), 4096)).await
+    }
+
+    pub(super) async fn claimed(&self, key: Digest) -> Option<Record> {
+        self.answer("claimed", self.there.claimed(key)).await
     }
 
     /// The error of an insertion that is to be refused.
@@ -135,10 +145,21 @@ impl<S: Store> Check<S> {
 
     /// Waits, as callers do, until the job's version is another than `seen` or the job has gone.
     pub(super) async fn wait(&self, id: JobId, seen: u32) -> Option<Record> {
+        self.wait_for(id, seen, Interest::Progress).await
+    }
+
+    /// The same for a change of this interest.
+    pub(super) async fn wait_for(&self, id: JobId, seen: u32, of: Interest) -> Option<Record> {
+        let last = |record: &Record| match of {
+            Interest::Status => record.status_version(),
+            Interest::Progress => record.version(),
+        };
         let woken = async {
             loop {
                 match self.read(id).await {
-                    Some(record) if record.version() == seen => self.changed(id, seen).await,
+                    Some(record) if last(&record) <= seen => {
+                        self.answer("changed", self.there.changed(id, seen, of)).await;
+                    }
                     other => return other,
                 }
                 // A store may wake early, and be ready each time.
@@ -164,14 +185,23 @@ impl<S: Store> Check<S> {
         }
     }
 
+    /// A digest of nothing in particular, another each time.
+    pub(super) fn digest(&self) -> Digest {
+        Digest::of("conformance", &[self.job(Record::queued).id().to_string().as_bytes()])
+    }
+
     /// Whether two records of one job say the same of it, times aside.
     pub(super) fn alike(&self, found: &Record, wanted: &Record, when: impl Display) {
         let of = |record: &Record| {
             let response = record.response_status();
             let state = (record.status(), record.failure(), response, record.is_removed());
-            (record.id(), record.version(), state)
+            let versions = (record.version(), record.status_version());
+            (record.id(), versions, state, record.policy().cloned())
         };
-        let same = of(found) == of(wanted);
+        let same = of(found) == of(wanted)
+            && found.owner() == wanted.owner()
+            && found.claim() == wanted.claim()
+            && found.progress() == wanted.progress();
         self.that(same, format_args!("{when} it is {found:?}, and should be {wanted:?}"));
     }
 }

@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     check::{Check, join, response},
+    claims::{claim, is_free, is_held_by},
     kept::is_not_there,
 };
 use crate::{
@@ -111,4 +112,49 @@ pub(super) async fn expiry_wakes<S: Store>(check: &Check<S>) {
     check.applied(record.id(), response(200)).await;
     let left = check.wait(record.id(), 1).await;
     check.that(left.is_none(), format_args!("it has expired, and a waiter finds {left:?}"));
+}
+
+/// From its expiry on a job's claim may be had, and it is not counted: the first at once, the second
+/// when the store has swept.
+pub(super) async fn what_has_expired_has_no_claim_and_is_not_counted<S: Store>(check: &Check<S>) {
+    let key = check.digest();
+    let record = check.job_for(Record::queued, TTL).with_claim(claim(check, key));
+    // Nobody looks at this one again.
+    let unseen = check.job_for(Record::running, TTL);
+    check.insert(&unseen).await;
+    check.applied(unseen.id(), Change::Cancel).await;
+    check.insert(&record).await;
+    check.applied(record.id(), Change::Start).await;
+    let ended = Instant::now();
+    let ended_record = check.applied(record.id(), response(200)).await;
+    loop {
+        let found = check.claimed(key).await;
+        let over = ended.elapsed() >= TTL || SystemTime::now() >= ended_record.expires_at();
+        if over {
+            break;
+        }
+        match found {
+            Some(found) => check.alike(&found, &ended_record, "before its expiry, by its key"),
+            None => check.fail("its claim has gone before its expiry"),
+        }
+        sleep(TTL / 20).await;
+    }
+    is_gone(check, &record, ended + TTL).await;
+    check.take_back(record.id()).await;
+    let next = is_free(check, key, "after its expiry").await;
+    is_held_by(check, key, &next, "after another's expiry").await;
+    check.take_back(next.id()).await;
+    let until = Instant::now() + LATE;
+    loop {
+        let usage = check.answer("usage", check.there.usage()).await;
+        if usage.iter().all(|usage| (usage.jobs, usage.bytes) == (0, 0)) {
+            return;
+        }
+        let late = Instant::now() < until;
+        check.that(
+            late,
+            format_args!("all have expired, or were taken back, and it tells {usage:?}"),
+        );
+        sleep(TTL / 10).await;
+    }
 }

@@ -2,10 +2,14 @@
 
 use bytes::Bytes;
 
-use super::check::{Check, outcome, response};
+use super::{
+    check::{Check, outcome, response},
+    claims::claiming,
+    progress::progress,
+};
 use crate::{
     error::ErrorKind,
-    job::{Change, End, Failure, JobId, Outcome, Record},
+    job::{Change, Claim, End, Failure, JobId, Outcome, Progress, Record},
     store::{Changed, Interest, Store},
 };
 
@@ -14,8 +18,14 @@ const OUTCOME_BYTES: usize = 1 << 20;
 const FULL_AT: usize = 64;
 
 pub(super) async fn a_job_is_kept_as_given<S: Store>(check: &Check<S>) {
-    for make in [Record::queued, Record::running] {
-        let record = check.job(make);
+    let whole = |make| {
+        let progress = Progress::new(Some(0.25), Some("a quarter"));
+        let claim = Claim::new(check.digest(), check.digest());
+        let record = check.job(make).with_policy("reports".into()).with_owner(check.digest());
+        record.with_claim(claim).with_progress(progress)
+    };
+    let (queued, running) = (Record::queued, Record::running);
+    for record in [check.job(queued), check.job(running), whole(queued), whole(running)] {
         check.insert(&record).await;
         let found = check.record(record.id(), "after its insertion").await;
         check.alike(&found, &record, "after its insertion");
@@ -52,7 +62,9 @@ pub(super) async fn is_not_there<S: Store>(check: &Check<S>, id: JobId) {
     check.that(check.read(id).await.is_none(), "read finds it");
     check.that(check.fetch(id).await.is_none(), "fetch finds it");
     let failed = Change::Finish(End::Failure(Failure::TimedOut));
-    for change in [Change::Start, response(200), failed, Change::Cancel, Change::Remove] {
+    for change in
+        [Change::Start, progress(0.5, ""), response(200), failed, Change::Cancel, Change::Remove]
+    {
         let changed = check.change(id, change.clone()).await;
         check.that(
             matches!(changed, Changed::Unknown),
@@ -135,7 +147,7 @@ pub(super) async fn a_full_store_keeps_its_word<S: Store>(check: &Check<S>) {
     let around = outcome(200, b"").as_bytes().len();
     let largest = outcome(200, &vec![b'x'; OUTCOME_BYTES - around]);
     let mut taken = Vec::new();
-    let mut last = check.job(Record::running);
+    let mut last = claiming(check, check.digest());
     let full = loop {
         match check.refused(&last, OUTCOME_BYTES).await {
             None => taken.push(last.id()),
@@ -144,7 +156,8 @@ pub(super) async fn a_full_store_keeps_its_word<S: Store>(check: &Check<S>) {
         if taken.len() == FULL_AT {
             break None;
         }
-        last = check.job(Record::running);
+        // The one that is refused is to leave no claim behind.
+        last = claiming(check, check.digest());
     };
     check.that(!taken.is_empty(), format_args!("it takes no job at all: {full:?}"));
     if let Some(error) = &full {
@@ -153,6 +166,11 @@ pub(super) async fn a_full_store_keeps_its_word<S: Store>(check: &Check<S>) {
             format_args!("it is full, and says: {error} ({:?})", error.kind()),
         );
         is_not_there(check, last.id()).await;
+        let claimed = match last.claim() {
+            Some(claim) => check.claimed(*claim.key()).await,
+            None => None,
+        };
+        check.that(claimed.is_none(), "a job that there was no room for has a claim");
     }
     for id in &taken {
         check.applied(*id, Change::Finish(End::Response(largest.clone()))).await;
@@ -195,4 +213,53 @@ pub(super) async fn any_future_may_be_dropped<S: Store>(check: &Check<S>) {
         check.take_back(id).await;
         is_not_there(check, id).await;
     }
+}
+
+/// What is kept of each policy's jobs. The bytes are the store's own affair, but for what is there.
+pub(super) async fn usage_is_told_by_policy<S: Store>(check: &Check<S>) {
+    is_used(check, [0, 0, 0]).await;
+    let mut jobs = Vec::new();
+    for policy in [Some("a"), Some("b"), None, Some("a")] {
+        let record = check.job(Record::queued);
+        let record = match policy {
+            Some(name) => record.with_policy(name.into()),
+            None => record,
+        };
+        check.insert(&record).await;
+        jobs.push(record.id());
+    }
+    is_used(check, [2, 1, 1]).await;
+    // Insertions that are refused, and changes of any kind, count nothing anew.
+    let again = check.record(jobs[0], "after its insertion").await;
+    check.that(check.refused(&again, 4096).await.is_some(), "a known id is not refused");
+    for change in [Change::Start, progress(0.5, ""), response(200)] {
+        check.applied(jobs[0], change).await;
+        is_used(check, [2, 1, 1]).await;
+    }
+    check.applied(jobs[0], Change::Remove).await;
+    is_used(check, [2, 1, 1]).await;
+    for (job, left) in jobs.iter().zip([[1, 1, 1], [1, 0, 1], [1, 0, 0], [0, 0, 0]]) {
+        for _ in 0..2 {
+            check.take_back(*job).await;
+            is_used(check, left).await;
+        }
+    }
+}
+
+/// That so many jobs of the policies `a`, `b` and of none are kept, and no others.
+async fn is_used<S: Store>(check: &Check<S>, wanted: [usize; 3]) {
+    let mut usage = check.answer("usage", check.there.usage()).await;
+    // A store may remember policies of which it keeps nothing.
+    usage.retain(|usage| usage.jobs > 0 || usage.bytes > 0);
+    let jobs = |name: Option<&str>| {
+        let of = usage.iter().filter(|usage| usage.policy.as_deref() == name);
+        of.map(|usage| usage.jobs).collect::<Vec<_>>()
+    };
+    let found = [jobs(Some("a")), jobs(Some("b")), jobs(None)];
+    let wanted = wanted.map(|jobs| Vec::from_iter((jobs > 0).then_some(jobs)));
+    let others = usage.len() - found.iter().map(Vec::len).sum::<usize>();
+    check.that(
+        found == wanted && others == 0,
+        format_args!("of a, b and none it should keep {wanted:?}, and tells {usage:?}"),
+    );
 }

@@ -22,8 +22,10 @@
 
 mod changes;
 mod check;
+mod claims;
 mod expiry;
 mod kept;
+mod progress;
 mod races;
 mod waiting;
 
@@ -93,7 +95,8 @@ where
             a_job_that_is_taken_back_is_gone
             an_outcome_is_kept_byte_for_byte
             a_full_store_keeps_its_word
-            any_future_may_be_dropped;
+            any_future_may_be_dropped
+            usage_is_told_by_policy;
         changes:
             the_table_of_transitions
             an_end_has_its_time_and_moves_expiry_later
@@ -106,13 +109,26 @@ where
             a_thousand_waiters_are_woken
             a_dropped_waiter_takes_no_wake_with_it
             a_follower_sees_the_last_change;
+        progress:
+            progress_is_kept_with_its_job
+            progress_wakes_only_who_asked_for_it
+            a_status_is_not_missed_for_progress;
+        claims:
+            a_claim_is_one_jobs
+            a_claim_is_kept_to_the_end_and_after
+            a_claim_ends_with_its_job
+            a_job_that_ends_before_its_start_lets_go_of_its_claim
+            what_is_refused_claims_nothing;
         races:
             racing_changes_are_applied_one_after_another
             of_racing_insertions_one_wins
+            of_racing_claims_one_wins
+            a_claim_that_is_let_go_of_in_a_race_is_one_jobs
             what_is_taken_back_in_a_race_stays_gone;
         expiry:
             what_has_not_ended_never_expires
             what_has_ended_is_kept_for_its_ttl_and_then_gone
-            expiry_wakes;
+            expiry_wakes
+            what_has_expired_has_no_claim_and_is_not_counted;
     }
 }

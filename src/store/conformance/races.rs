@@ -13,11 +13,15 @@ use tokio::{
     task::{JoinHandle, yield_now},
 };
 
-use super::check::{Check, LONG, join, outcome};
+use super::{
+    check::{Check, LONG, join, outcome},
+    claims::{claiming, is_free, is_held_by},
+    progress::progress,
+};
 use crate::{
     error::ErrorKind,
     job::{Change, End, Failure, JobId, Outcome, Record},
-    store::{Changed, Store},
+    store::{Changed, Inserted, Store},
 };
 
 const ROUNDS: usize = 300;
@@ -65,6 +69,7 @@ pub(super) async fn racing_changes_are_applied_one_after_another<S: Store>(check
         let mut changes = vec![
             Change::Start,
             end(200, "first"),
+            progress(0.5, "between"),
             Change::Cancel,
             Change::Remove,
             end(500, "second"),
@@ -205,5 +210,77 @@ pub(super) async fn what_is_taken_back_in_a_race_stays_gone<S: Store>(check: &Ch
         let new = matches!(&found, Some((record, None)) if record.version() == 0);
         check.that(new, format_args!("inserted again, it is {found:?}"));
         check.take_back(id).await;
+    }
+}
+
+/// Jobs with claims on one key, inserted through both handles at once.
+pub(super) async fn of_racing_claims_one_wins<S: Store>(check: &Check<S>) {
+    for _ in 0..ROUNDS / 3 {
+        let key = check.digest();
+        let records = (0..8).map(|_| claiming(check, key)).collect();
+        let told = race(check, records, |check, record: Record| async move {
+            let inserted = check.inserted(&record).await;
+            // Whoever was told of the job finds it, by its id and by its key.
+            let holder = match &inserted {
+                Inserted::New => record.id(),
+                Inserted::Claimed(holder) => holder.id(),
+            };
+            check.record(holder, "though somebody was told of it").await;
+            let found = check.claimed(key).await.map(|record| record.id());
+            check.that(
+                found == Some(holder),
+                "whoever was told of a claim finds another by its key",
+            );
+            (record, inserted)
+        })
+        .await;
+        let mut winners = told.iter().filter(|(_, told)| matches!(told, Inserted::New));
+        let (Some((winner, _)), None) = (winners.next(), winners.next()) else {
+            check.fail(format_args!("of eight that claim one key: {told:?}"));
+        };
+        for (record, told) in &told {
+            if let Inserted::Claimed(holder) = told {
+                check.alike(holder, winner, "told to a loser");
+                let kept = check.read(record.id()).await;
+                check.that(kept.is_none(), "a job that could not have its claim is kept");
+            }
+        }
+        is_held_by(check, key, winner, "after racing claims").await;
+        check.take_back(winner.id()).await;
+    }
+}
+
+/// A job ends before its start, or is taken back, while others want its claim.
+pub(super) async fn a_claim_that_is_let_go_of_in_a_race_is_one_jobs<S: Store>(check: &Check<S>) {
+    for round in 0..ROUNDS / 3 {
+        let key = check.digest();
+        let first = is_free(check, key, "before anybody has claimed it").await;
+        let mut runners = vec![None, Some(claiming(check, key)), Some(claiming(check, key))];
+        runners.rotate_left(round % 3);
+        let id = first.id();
+        let told = race(check, runners, |check, claiming: Option<Record>| async move {
+            match &claiming {
+                None if round % 2 == 0 => check.take_back(id).await,
+                None => drop(check.applied(id, Change::Cancel).await),
+                Some(record) => {
+                    let inserted = check.inserted(record).await;
+                    return matches!(inserted, Inserted::New).then_some(claiming).flatten();
+                }
+            }
+            None
+        })
+        .await;
+        let mut winners = told.into_iter().flatten();
+        let second = match (winners.next(), winners.next()) {
+            (Some(winner), None) => {
+                is_held_by(check, key, &winner, "after a race for it").await;
+                winner
+            }
+            (None, _) => is_free(check, key, "let go of").await,
+            (Some(_), Some(_)) => check.fail("two have the claim that one has let go of"),
+        };
+        check.take_back(id).await;
+        is_held_by(check, key, &second, "after the first one was taken back").await;
+        check.take_back(second.id()).await;
     }
 }

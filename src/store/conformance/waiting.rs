@@ -7,7 +7,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::check::{Check, join, response};
+use super::{
+    check::{Check, join, response},
+    progress::progress,
+};
 use crate::{
     job::{Change, JobId, Record},
     store::{Interest, Store},
@@ -19,24 +22,40 @@ const PROMPT: Duration = Duration::from_millis(20);
 const MANY: usize = 1000;
 
 /// What leads a queued job to its last version, each change by one.
-fn steps() -> [Change; 3] {
-    [Change::Start, response(200), Change::Remove]
+fn steps() -> [Change; STEPS as usize] {
+    [Change::Start, progress(0.5, "half"), response(200), Change::Remove]
 }
+
+const STEPS: u32 = 4;
 
 /// Somebody who has begun to wait for another version than `seen`.
 async fn waiter<S: Store>(check: &Check<S>, id: JobId, seen: u32) -> JoinHandle<Option<Record>> {
-    let begun = check.begin("changed", check.there.changed(id, seen, Interest::Progress)).await;
+    waiter_for(check, id, seen, Interest::Progress).await
+}
+
+/// The same for changes of this interest.
+pub(super) async fn waiter_for<S: Store>(
+    check: &Check<S>,
+    id: JobId,
+    seen: u32,
+    interest: Interest,
+) -> JoinHandle<Option<Record>> {
+    let begun = check.begin("changed", check.there.changed(id, seen, interest)).await;
     let check = check.clone();
     tokio::spawn(async move {
         if let Some(begun) = begun {
             check.answer("changed", begun).await;
         }
-        check.wait(id, seen).await
+        check.wait_for(id, seen, interest).await
     })
 }
 
 /// Waits for a task of [`waiter`], which has been woken by a job's coming to this version.
-async fn woken<S: Store>(check: &Check<S>, waiter: JoinHandle<Option<Record>>, version: u32) {
+pub(super) async fn woken<S: Store>(
+    check: &Check<S>,
+    waiter: JoinHandle<Option<Record>>,
+    version: u32,
+) {
     let found = join(waiter).await.map(|record| record.version());
     let wanted = format_args!("a waiter was woken for version {version} and found {found:?}");
     check.that(found == Some(version), wanted);
@@ -54,7 +73,7 @@ pub(super) async fn every_change_wakes<S: Store>(check: &Check<S>) {
             check.applied(record.id(), change).await;
             woken(check, waiter, seen + 1).await;
         }
-        let waiter = waiter(check, record.id(), 3).await;
+        let waiter = waiter(check, record.id(), STEPS).await;
         check.take_back(record.id()).await;
         check.that(join(waiter).await.is_none(), "it was taken back, and a waiter finds it");
     }
@@ -150,7 +169,7 @@ pub(super) async fn a_follower_sees_the_last_change<S: Store>(check: &Check<S>) 
         let id = record.id();
         let follower = tokio::spawn(async move {
             let mut seen = 0;
-            while seen < 3 {
+            while seen < STEPS {
                 let Some(found) = follower.wait(id, seen).await else {
                     follower.fail("the job that was followed has gone");
                 };
