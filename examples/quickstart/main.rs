@@ -69,17 +69,17 @@ const LINGER: Duration = Duration::from_secs(2);
 async fn main() -> std::io::Result<()> {
     let offload = Offload::new("/jobs");
 
+    // With names of their own, the one learns nothing of how long the other takes.
+    let reports = Policy::after(Duration::from_millis(250)).name("reports");
+    let videos = Policy::always().concurrency(2).queue(8).name("videos");
+
     let app = Router::new()
         .route("/", get(Html(include_str!("page.html"))))
         .route(
             "/reports",
-            post(report.layer(DefaultBodyLimit::max(LARGEST_CSV)))
-                .layer(offload.layer(Policy::after(Duration::from_millis(250)))),
+            post(report.layer(DefaultBodyLimit::max(LARGEST_CSV))).layer(offload.layer(reports)),
         )
-        .route(
-            "/videos",
-            post(video).layer(offload.layer(Policy::always().concurrency(2).queue(8))),
-        )
+        .route("/videos", post(video).layer(offload.layer(videos)))
         .nest_service("/jobs", offload.status());
 
     let addr = std::env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
