@@ -1209,7 +1209,6 @@ impl Race {
 
     /// The handler ran once under this key, and the winners were told of it and of no other.
     async fn has_run_once(&self, key: &str, told: &[(&str, Told)]) {
-        assert_eq!(self.runs.lock().unwrap()[key], 1, "{key}");
         let has_won = |told: &Told| !matches!(told, Told::Reused | Told::NoRoom);
         let won = told.iter().find(|(_, told)| has_won(told)).expect("a winner").0;
         let response = format!("1 {won}");
@@ -1235,6 +1234,9 @@ impl Race {
                 assert_eq!(answer.body(), &response);
             }
         }
+        // Of a job that nobody waited for, the handler may have run only now.
+        let runs = self.runs.lock().unwrap().get(key).copied();
+        assert_eq!(runs, Some(1), "{key}");
     }
 
     /// Resolves when all places are free.
@@ -1368,7 +1370,9 @@ async fn cancellations_in_the_queue_race_with_repeats() {
         let (offload, service) = &race.nodes[0];
         // The one place is taken for two milliseconds.
         told(service.clone(), keyed(&format!("before {round}"), &[], "")).await;
-        let queued = job(&service.clone().oneshot(keyed(&key, &[], "body")).await.unwrap());
+        let queued = service.clone().oneshot(keyed(&key, &[], "body")).await.unwrap();
+        // On a busy machine it may have ended already.
+        let Told::Job(queued) = told_of(queued).await else { continue };
         let delay = race.shuffled.time(Duration::from_millis(4));
         let cancel = Request::delete(&queued).body(()).unwrap();
         let cancel = async {
