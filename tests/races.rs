@@ -306,17 +306,14 @@ async fn expiry_does_not_win_before_the_end() {
 }
 
 mod beside_a_model {
-    use std::{
-        collections::{HashMap, hash_map::Entry},
-        time::SystemTime,
-    };
+    use std::{collections::HashMap, time::SystemTime};
 
     use futures_util::FutureExt;
     use proptest::prelude::*;
     use tokio::time::Instant;
     use tower_offload::{
-        Change, End, ErrorKind, Failure, JobId, Outcome, Record,
-        store::{Changed, Interest, StoreFuture},
+        Change, Claim, Digest, End, ErrorKind, Failure, JobId, Outcome, Progress, Record,
+        store::{Changed, Inserted, Interest, StoreFuture},
     };
 
     use super::*;
@@ -327,14 +324,15 @@ mod beside_a_model {
 
     #[derive(Debug, Clone)]
     enum Op {
-        Insert { job: usize, queued: bool, room: usize },
+        Insert { job: usize, queued: bool, room: usize, key: Option<usize> },
         Start(usize),
+        Progress(usize),
         Finish { job: usize, status: u16, len: usize },
         Fail(usize),
         Cancel(usize),
         Remove(usize),
         TakeBack(usize),
-        Wait { job: usize, seen: u32 },
+        Wait { job: usize, seen: u32, interest: Interest },
         DropWaiter(usize),
         Pass(u64),
     }
@@ -342,17 +340,20 @@ mod beside_a_model {
     fn ops() -> impl Strategy<Value = Vec<Op>> {
         let job = || 0..3_usize;
         let statuses = prop::sample::select(vec![200_u16, 304, 400, 500]);
+        let interests = prop::sample::select(vec![Interest::Status, Interest::Progress]);
         let op = prop_oneof![
-            4 => (job(), any::<bool>(), 0..5000_usize)
-                .prop_map(|(job, queued, room)| Op::Insert { job, queued, room }),
+            4 => (job(), any::<bool>(), 0..5000_usize, prop::option::of(0..2_usize))
+                .prop_map(|(job, queued, room, key)| Op::Insert { job, queued, room, key }),
             2 => job().prop_map(Op::Start),
+            2 => job().prop_map(Op::Progress),
             3 => (job(), statuses, 0..5000_usize)
                 .prop_map(|(job, status, len)| Op::Finish { job, status, len }),
             1 => job().prop_map(Op::Fail),
             2 => job().prop_map(Op::Cancel),
             2 => job().prop_map(Op::Remove),
             1 => job().prop_map(Op::TakeBack),
-            3 => (job(), 0..4_u32).prop_map(|(job, seen)| Op::Wait { job, seen }),
+            3 => (job(), 0..4_u32, interests)
+                .prop_map(|(job, seen, interest)| Op::Wait { job, seen, interest }),
             1 => (0..5_usize).prop_map(Op::DropWaiter),
             2 => (1..120_u64).prop_map(Op::Pass),
         ];
@@ -368,11 +369,30 @@ mod beside_a_model {
         response: Option<u16>,
         removed: bool,
         version: u32,
+        status_version: u32,
         room: usize,
         expires: Option<Instant>,
+        claim: Option<usize>,
+        progress: Option<Progress>,
     }
 
     impl Job {
+        fn new(queued: bool, room: usize, claim: Option<usize>) -> Self {
+            Self {
+                status: if queued { Status::Queued } else { Status::Running },
+                failure: None,
+                outcome: None,
+                response: None,
+                removed: false,
+                version: 0,
+                status_version: 0,
+                room,
+                expires: None,
+                claim,
+                progress: None,
+            }
+        }
+
         fn bytes(&self) -> usize {
             let ended = self.expires.is_some();
             let outcome = self.outcome.as_ref().map_or(0, Bytes::len);
@@ -388,7 +408,16 @@ mod beside_a_model {
             open
         }
 
+        /// Which of the versions somebody of this interest waits to be told of.
+        fn last(&self, interest: Interest) -> u32 {
+            match interest {
+                Interest::Status => self.status_version,
+                Interest::Progress => self.version,
+            }
+        }
+
         fn change(&mut self, change: &Change) -> bool {
+            let was_queued = self.status == Status::Queued;
             let applied = match change {
                 Change::Start => {
                     let queued = self.status == Status::Queued;
@@ -396,6 +425,13 @@ mod beside_a_model {
                         self.status = Status::Running;
                     }
                     queued
+                }
+                Change::Progress(progress) => {
+                    let running = self.status == Status::Running;
+                    if running {
+                        self.progress = Some(progress.clone());
+                    }
+                    running
                 }
                 Change::Cancel => self.end(Status::Canceled),
                 Change::Finish(End::Failure(failure)) => {
@@ -423,6 +459,12 @@ mod beside_a_model {
                 other => panic!("{other:?}"),
             };
             self.version += u32::from(applied);
+            if applied && !matches!(change, Change::Progress(_)) {
+                self.status_version = self.version;
+            }
+            if was_queued && self.expires.is_some() {
+                self.claim = None;
+            }
             applied
         }
 
@@ -431,6 +473,9 @@ mod beside_a_model {
             assert_eq!(found, (self.status, self.version, self.removed));
             let found = record.response_status().map(|status| status.as_u16());
             assert_eq!((found, record.failure()), (self.response, self.failure));
+            assert_eq!(record.status_version(), self.status_version);
+            assert_eq!(record.progress(), self.progress.as_ref());
+            assert_eq!(record.claim().map(Claim::key), self.claim.map(key).as_ref());
         }
     }
 
@@ -439,7 +484,17 @@ mod beside_a_model {
         store: MemoryStore,
         ids: Vec<JobId>,
         model: HashMap<JobId, Job>,
-        waiters: Vec<(JobId, u32, tokio_test::task::Spawn<StoreFuture<()>>)>,
+        waiters: Vec<(JobId, u32, Interest, tokio_test::task::Spawn<StoreFuture<()>>)>,
+        said: u32,
+    }
+
+    fn key(key: usize) -> Digest {
+        Digest::from([key as u8; 32])
+    }
+
+    /// Jobs count for one of two policies, by their place.
+    fn policy(job: usize) -> &'static str {
+        ["even", "odd"][job % 2]
     }
 
     /// The store in memory answers at once.
@@ -451,13 +506,18 @@ mod beside_a_model {
         fn new() -> Self {
             let ids = (0..3).map(|_| JobId::random().unwrap()).collect();
             let store = MemoryStore::new(ROOM);
-            Self { store, ids, model: HashMap::new(), waiters: Vec::new() }
+            Self { store, ids, model: HashMap::new(), waiters: Vec::new(), said: 0 }
         }
 
         async fn run(&mut self, op: Op) {
             match op {
-                Op::Insert { job, queued, room } => self.insert(self.ids[job], queued, room),
+                Op::Insert { job, queued, room, key } => self.insert(job, queued, room, key),
                 Op::Start(job) => self.change(job, Change::Start),
+                Op::Progress(job) => {
+                    self.said += 1;
+                    let progress = Progress::new(None, Some(&self.said.to_string()));
+                    self.change(job, Change::Progress(progress));
+                }
                 Op::Cancel(job) => self.change(job, Change::Cancel),
                 Op::Remove(job) => self.change(job, Change::Remove),
                 Op::Fail(job) => self.change(job, Change::Finish(End::Failure(Failure::TimedOut))),
@@ -475,9 +535,10 @@ mod beside_a_model {
                     now(self.store.take_back(self.ids[job])).unwrap();
                     self.model.remove(&self.ids[job]);
                 }
-                Op::Wait { job, seen } => {
-                    let future = self.store.changed(self.ids[job], seen, Interest::Status);
-                    self.waiters.push((self.ids[job], seen, tokio_test::task::spawn(future)));
+                Op::Wait { job, seen, interest } => {
+                    let future = self.store.changed(self.ids[job], seen, interest);
+                    let waiter = tokio_test::task::spawn(future);
+                    self.waiters.push((self.ids[job], seen, interest, waiter));
                 }
                 Op::DropWaiter(waiter) => {
                     if waiter < self.waiters.len() {
@@ -508,28 +569,30 @@ mod beside_a_model {
             }
         }
 
-        fn insert(&mut self, id: JobId, queued: bool, room: usize) {
-            let make = if queued { Record::queued } else { Record::running };
-            let inserted = now(self.store.insert(make(id, SystemTime::now(), TTL), room));
+        fn insert(&mut self, job: usize, queued: bool, room: usize, claims: Option<usize>) {
+            let (id, make) = (self.ids[job], if queued { Record::queued } else { Record::running });
+            let mut record = make(id, SystemTime::now(), TTL).with_policy(policy(job).into());
+            if let Some(claims) = claims {
+                record = record.with_claim(Claim::new(key(claims), [0; 32].into()));
+            }
+            let inserted = now(self.store.insert(record, room));
             let used: usize = self.model.values().map(Job::bytes).sum();
-            let refused = match self.model.entry(id) {
-                _ if used + JOB_BYTES + room > ROOM => Some(ErrorKind::StoreFull),
-                Entry::Occupied(_) => Some(ErrorKind::StoreUnavailable),
-                Entry::Vacant(vacant) => {
-                    vacant.insert(Job {
-                        status: if queued { Status::Queued } else { Status::Running },
-                        failure: None,
-                        outcome: None,
-                        response: None,
-                        removed: false,
-                        version: 0,
-                        room,
-                        expires: None,
-                    });
-                    None
+            let holder = self.model.values().find(|job| claims.is_some() && job.claim == claims);
+            match inserted {
+                Err(error) if used + JOB_BYTES + room > ROOM => {
+                    assert_eq!(error.kind(), ErrorKind::StoreFull);
                 }
-            };
-            assert_eq!(inserted.err().map(|error| error.kind()), refused);
+                Ok(Inserted::Claimed(found)) => holder.unwrap().is(&found),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+                    assert!(holder.is_none() && self.model.contains_key(&id));
+                }
+                Ok(Inserted::New) => {
+                    assert!(used + JOB_BYTES + room <= ROOM && holder.is_none());
+                    let before = self.model.insert(id, Job::new(queued, room, claims));
+                    assert!(before.is_none());
+                }
+            }
         }
 
         fn change(&mut self, job: usize, change: Change) {
@@ -559,13 +622,36 @@ mod beside_a_model {
                 assert_eq!(outcome.map(|outcome| outcome.as_bytes().clone()), job.outcome);
             }
             let model = &self.model;
-            self.waiters.retain_mut(|(id, seen, waiter)| {
-                let waits = model.get(id).is_some_and(|job| job.version == *seen);
+            self.waiters.retain_mut(|(id, seen, interest, waiter)| {
+                let waits = |job: &Job| job.last(*interest) <= *seen && *seen <= job.version;
+                let waits = model.get(id).is_some_and(waits);
                 assert_eq!(waiter.poll().is_pending(), waits, "for another version than {seen}");
                 waits
             });
+            for claims in 0..2 {
+                let holder = self.model.values().find(|job| job.claim == Some(claims));
+                match (now(self.store.claimed(key(claims))).unwrap(), holder) {
+                    (Some(found), Some(holder)) => holder.is(&found),
+                    (found, holder) => assert!(found.is_none() && holder.is_none(), "{found:?}"),
+                }
+            }
+            self.counts();
+        }
+
+        /// That what is kept is counted, all together and by policy.
+        fn counts(&self) {
             let used: usize = self.model.values().map(Job::bytes).sum();
             assert_eq!((self.store.jobs(), self.store.bytes()), (self.model.len(), used));
+            let usage = now(self.store.usage()).unwrap();
+            for name in ["even", "odd"] {
+                let is_of = |(job, _): &(usize, &JobId)| policy(*job) == name;
+                let ids = self.ids.iter().enumerate().filter(is_of);
+                let jobs = ids.filter_map(|(_, id)| self.model.get(id));
+                let wanted = jobs.fold((0, 0), |(n, sum), job| (n + 1, sum + job.bytes()));
+                let told = usage.iter().find(|usage| usage.policy.as_deref() == Some(name));
+                let told = told.map_or((0, 0), |usage| (usage.jobs, usage.bytes));
+                assert_eq!(told, wanted, "{name}");
+            }
         }
     }
 
