@@ -653,6 +653,23 @@ mod tests {
         }
     }
 
+    /// What waits is given no place after a drain's deadline, so whoever leaves last may have none.
+    #[test]
+    fn the_last_one_to_leave_says_so_with_a_place_or_without() {
+        let state = state(1);
+        let lane = lane(&state, None, 1);
+        let (Ok(place), Ok(ticket)) = (lane.enter(), lane.enter()) else { panic!("no room") };
+        assert!(matches!((&place, &ticket), (Admission::Now(_), Admission::Later(_))));
+        let mut idle = spawn(state.places.idle());
+        state.places.close();
+        state.places.cut_off();
+        for last in [place, ticket] {
+            assert!(idle.poll().is_pending());
+            drop(last);
+        }
+        assert!(idle.is_woken() && idle.poll().is_ready());
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
 
