@@ -24,7 +24,7 @@ use support::{
 };
 use tokio::{task::yield_now, time::sleep};
 use tower::{Layer, Service, ServiceExt, make::Shared, service_fn, util::BoxCloneService};
-use tower_offload::{JobId, MemoryStore, Offload, Owner, Policies, Policy, Record, Store};
+use tower_offload::{Digest, JobId, MemoryStore, Offload, Owner, Policies, Policy, Record, Store};
 
 const UNKNOWN: &str = "/jobs/00000000000000000000000000000000";
 const METHODS: [&str; 7] = ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PUT", "PATCH"];
@@ -513,32 +513,43 @@ async fn who_asks_may_be_named_by_a_layer_outside() {
 
 // ------------------------------------------------------------------------------- what is stored
 
-#[tokio::test(start_paused = true)]
-async fn a_store_is_told_a_hash_and_no_name_and_no_key() {
+/// How many bits of two hashes differ. Of two things that differ in one letter it is about half.
+fn apart(one: &Digest, other: &Digest) -> u32 {
+    one.as_bytes().iter().zip(other.as_bytes()).map(|(one, other)| (one ^ other).count_ones()).sum()
+}
+
+/// What is stored of a job of this owner.
+async fn stored(policy: Policy, owner: &str, key: &str, path: &str) -> Record {
     let (offload, store) = owned();
-    let secrets = ["Bearer s3cret-token", "s3cret-key"];
-    let mut owners = Vec::new();
+    let headers = [("authorization", owner), ("idempotency-key", key), ("prefer", "respond-async")];
+    let request = request("POST", path, &headers);
+    let accepted = takes_an_hour(&offload, policy).oneshot(request).await.unwrap();
+    let id: JobId = desk::job(&accepted).rsplit('/').next().unwrap().parse().unwrap();
+    store.read(id).await.unwrap().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_is_told_hashes_and_no_name_and_no_key() {
     for policy in [
         Policy::always(),
         Policy::always().queue(5),
         Policy::always().idempotent(),
         Policy::after(HOUR),
     ] {
-        let headers = [
-            ("authorization", secrets[0]),
-            ("idempotency-key", secrets[1]),
-            ("prefer", "respond-async"),
-        ];
-        let request = request("POST", "/s3cret-path?s3cret-query", &headers);
-        let accepted = takes_an_hour(&offload, policy).oneshot(request).await.unwrap();
-        let id: JobId = desk::job(&accepted).rsplit('/').next().unwrap().parse().unwrap();
-        let record: Record = store.read(id).await.unwrap().unwrap();
-        for kept in [record.to_bytes(), format!("{record:?}").into_bytes()] {
+        let one = stored(policy.clone(), "s3cret-tokena", "s3cret-keya", "/s3cret-patha").await;
+        for kept in [one.to_bytes(), format!("{one:?}").into_bytes()] {
             let kept = String::from_utf8(kept).unwrap();
             assert!(!kept.contains("s3cret"), "{kept}");
         }
-        assert_eq!(Record::from_bytes(&record.to_bytes()).unwrap().owner(), record.owner());
-        owners.push(*record.owner().unwrap().as_bytes());
+        let owner = one.owner().unwrap();
+        let again = stored(policy.clone(), "s3cret-tokena", "another", "/another").await;
+        assert_eq!(again.owner(), Some(owner), "one owner, one hash");
+
+        let other = stored(policy, "s3cret-tokenb", "s3cret-keya", "/s3cret-pathb").await;
+        assert!(apart(owner, other.owner().unwrap()) > 80);
+        if let (Some(one), Some(other)) = (one.claim(), other.claim()) {
+            assert!(apart(one.key(), other.key()) > 80);
+            assert!(apart(one.fingerprint(), other.fingerprint()) > 80);
+        }
     }
-    assert!(owners.iter().all(|owner| *owner == owners[0]), "one owner, one hash");
 }
