@@ -28,7 +28,7 @@
 //!         // finish what was promised while status URLs are still answered, then close
 //!         .with_graceful_shutdown(async move {
 //!             tokio::signal::ctrl_c().await.ok();
-//!             offload.drain(Duration::from_secs(30)).await;
+//!             offload.drain(Duration::from_secs(30)).linger(Duration::from_secs(5)).await;
 //!         })
 //!         .await
 //! }
@@ -44,6 +44,17 @@
 //!
 //! The default [`MemoryStore`] keeps the promise **while the process lives**. A process that is
 //! killed takes its jobs with it; [`Offload::drain`] is for one that is asked to stop.
+//!
+//! # For work that matters
+//!
+//! * [`Policy::concurrency`] and [`Policy::queue`] say how many of a route's jobs run, and how many
+//!   more wait for their turn; the status document tells a job's place and how long it may take.
+//! * [`OffloadBuilder::owner`] makes a job its owner's alone. Without it the id is the key: whoever
+//!   knows its 128 random bits, from the operating system, may read and cancel the job.
+//! * [`Policy::idempotent`] does a request with an `Idempotency-Key` once, however often it is sent;
+//!   [`Policy::finish_on_disconnect`] finishes the work of a client that has left.
+//! * A handler says how far it is by [`Job::progress`] or [`Job::advance`], and asks for nothing else.
+//! * [`Offload::drain`] ends what it cannot finish truthfully, and [`Offload::stats`] counts.
 //!
 //! # Where to put the layer
 //!
