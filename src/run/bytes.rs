@@ -1,6 +1,6 @@
 //! The bytes of request bodies that are buffered, all together.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use super::atomic::{AtomicUsize, Ordering};
 
 /// The bytes of all request bodies that are buffered. A count and no more: nothing else is read or
 /// written on the strength of it, so its order to other memory does not matter.

@@ -20,7 +20,10 @@ mod times;
 mod turn;
 mod wait;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic},
+    time::Duration,
+};
 
 use http::request::Parts;
 use tokio::sync::Semaphore;

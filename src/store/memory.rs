@@ -5,10 +5,7 @@
 //! (`expiry.rs`), never by scanning the map.
 
 use std::{
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Weak},
     time::SystemTime,
 };
 
@@ -17,6 +14,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Changed, Inserted, Interest, Store, StoreFuture, Usage,
+    budget::Budget,
     expiry::{Expire, Expiry},
     tally::{Tallies, Tally},
 };
@@ -49,8 +47,7 @@ struct Inner {
     jobs: DashMap<JobId, Kept>,
     /// Which job has the claim on a key. Its locks are taken before those of `jobs`, never after.
     claims: DashMap<Digest, JobId>,
-    max_bytes: usize,
-    bytes: AtomicUsize,
+    bytes: Budget,
     tallies: Tallies,
     expiry: Expiry,
 }
@@ -88,8 +85,7 @@ impl MemoryStore {
             inner: Arc::new(Inner {
                 jobs: DashMap::with_shard_amount(SHARDS),
                 claims: DashMap::new(),
-                max_bytes,
-                bytes: AtomicUsize::new(0),
+                bytes: Budget::new(max_bytes),
                 tallies: Tallies::default(),
                 expiry: Expiry::default(),
             }),
@@ -98,12 +94,12 @@ impl MemoryStore {
 
     /// Whether there would be room for a job with an outcome of so many bytes, were it empty.
     pub(crate) fn fits(&self, outcome_bytes: usize) -> bool {
-        outcome_bytes.checked_add(JOB_BYTES).is_some_and(|bytes| bytes <= self.inner.max_bytes)
+        outcome_bytes.checked_add(JOB_BYTES).is_some_and(|bytes| bytes <= self.inner.bytes.max())
     }
 
     /// The bytes that are in use, as they count for the limit.
     pub fn bytes(&self) -> usize {
-        self.inner.bytes.load(Ordering::Relaxed)
+        self.inner.bytes.used()
     }
 
     /// The number of jobs that are kept, running and ended.
@@ -169,7 +165,7 @@ impl Inner {
         }
         let inserted = self.claim(record, outcome_bytes);
         if !matches!(inserted, Ok(Inserted::New)) {
-            self.give_back(outcome_bytes + JOB_BYTES);
+            self.bytes.give_back(outcome_bytes + JOB_BYTES);
         }
         inserted
     }
@@ -233,11 +229,7 @@ impl Inner {
 
     /// Counts a job with an outcome of so many bytes, if there is room.
     fn reserve(&self, outcome_bytes: usize) -> bool {
-        let more = |used: usize| {
-            let sum = used.checked_add(outcome_bytes)?.checked_add(JOB_BYTES)?;
-            (sum <= self.max_bytes).then_some(sum)
-        };
-        self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+        outcome_bytes.checked_add(JOB_BYTES).is_some_and(|bytes| self.bytes.reserve(bytes))
     }
 
     /// Drops some of what has expired, and tells whether there was any.
@@ -329,7 +321,7 @@ impl Inner {
 
     /// Gives back what a job took that is in the map no more.
     fn gone(&self, kept: Kept) {
-        self.give_back(kept.bytes + JOB_BYTES);
+        self.bytes.give_back(kept.bytes + JOB_BYTES);
         kept.tally.remove(kept.bytes + JOB_BYTES);
         [kept.waiters, kept.watchers].iter().flatten().for_each(|waiting| waiting.notify_waiters());
     }
@@ -338,13 +330,8 @@ impl Inner {
     /// outcome larger than what was reserved breaks the contract; it is counted all the same.
     fn recount(&self, kept: &mut Kept, after: usize) {
         let before = std::mem::replace(&mut kept.bytes, after);
-        // One step, which wraps around for a difference below zero: nobody sees too many in between.
-        self.bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        self.bytes.recount(before, after);
         kept.tally.recount(before, after);
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

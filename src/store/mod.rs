@@ -2,6 +2,7 @@
 //!
 //! Knows what a job is. Of HTTP it knows nothing, nor of how jobs are run.
 
+mod budget;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod expiry;
@@ -12,7 +13,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic},
     task::{Context, Poll},
 };
 
