@@ -45,7 +45,8 @@ use crate::{
 ///    key at most one is kept: `insert` keeps a job and its claim, or gives the one that has it. The
 ///    claim ends with the job, or when the record lets go of it.
 /// 6. **An error means that nobody knows.** The call may or may not have been carried out, except
-///    with `StoreFull`. Every call may be repeated.
+///    with `StoreFull`, but is not carried out any later than its error is told: what is asked next
+///    undoes it for good. Every call may be repeated.
 ///
 /// Futures are polled on a tokio runtime, and may be dropped at any time.
 pub trait Store: Send + Sync + 'static {

@@ -52,15 +52,15 @@ problems! {
     REMOVED: "removed", GONE, "Result removed",
         "The result of this job was removed on request.";
     PANICKED: "panicked", INTERNAL_SERVER_ERROR, "The work failed",
-        "The handler of the request broke off. Its log has the reason; the request may be sent again.";
+        "The handler of the request broke off. Its log has the reason; the request may be sent again, under a new Idempotency-Key if it had one.";
     SERVICE_ERROR: "service-error", INTERNAL_SERVER_ERROR, "The work failed",
-        "The service gave no complete response to the request. Its log has the reason; the request may be sent again.";
+        "The service gave no complete response to the request. Its log has the reason; the request may be sent again, under a new Idempotency-Key if it had one.";
     TIMED_OUT: "timed-out", GATEWAY_TIMEOUT, "The work took too long",
         "The job reached its run-time limit and was stopped.";
     TOO_LARGE: "outcome-too-large", INTERNAL_SERVER_ERROR, "The response is too large",
         "The handler's response was larger than an outcome may be, and was not kept.";
     INTERRUPTED: "interrupted", SERVICE_UNAVAILABLE, "The work was interrupted",
-        "The server shut down before the job was finished. The request may be sent again.";
+        "The server shut down before the job was finished. The request may be sent again, under a new Idempotency-Key if it had one.";
     FULL: "limit-reached", SERVICE_UNAVAILABLE, "No room for another job",
         "The server has as many jobs as it may have. Send the request again after the time in Retry-After.";
     NO_OWNER: "no-owner", UNAUTHORIZED, "Nobody to keep a job for",
