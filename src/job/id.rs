@@ -26,6 +26,20 @@ impl JobId {
         })?;
         Ok(Self(u128::from_ne_bytes(bytes)))
     }
+
+    /// The digits that [`Display`](fmt::Display) writes.
+    pub(crate) fn digits(self) -> [u8; Self::LEN] {
+        let mut digits = [0; Self::LEN];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
+            pair[0] = digit(byte >> 4);
+            pair[1] = digit(byte & 15);
+        }
+        digits
+    }
+}
+
+const fn digit(value: u8) -> u8 {
+    if value < 10 { b'0' + value } else { b'a' - 10 + value }
 }
 
 impl fmt::Display for JobId {
@@ -64,6 +78,7 @@ mod tests {
         let id = JobId::random().unwrap();
         assert_eq!(id.to_string().parse::<JobId>().unwrap(), id);
         assert_eq!(JobId(7).to_string().len(), JobId::LEN);
+        assert_eq!(id.to_string().as_bytes(), id.digits());
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! The 202 answer and the status document.
+//!
+//! Written by hand into one buffer, of which the body and the headers that name URLs are slices. Its
+//! unit tests hold it to be what serde writes, byte for byte.
 
-use std::time::{Duration, SystemTime};
+use std::{ops::Range, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-use serde::Serialize;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::{
-    problem::{self, Problem},
-    urls::Urls,
+    problem,
+    text::{push_number, rfc3339},
+    urls::{LocationStyle, Urls},
 };
-use crate::job::{Record, Status};
+use crate::job::{Progress, Record, Status};
 
 /// Everything under the status path is this: a cached copy would get round owner and removal.
 pub(crate) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -18,47 +21,6 @@ pub(crate) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 const OPERATION_LOCATION: HeaderName = HeaderName::from_static("operation-location");
-
-#[derive(Serialize)]
-struct Document {
-    job_id: String,
-    status: Status,
-    created_at: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    started_at: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    finished_at: Option<String>,
-    expires_at: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    progress: Option<Done>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    queue_position: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    eta_seconds: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    response_status: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<Problem>,
-    links: Links,
-    #[serde(rename = "resourceLocation", skip_serializing_if = "Option::is_none")]
-    resource_location: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Done {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ratio: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Links {
-    #[serde(rename = "self")]
-    job: String,
-    status: String,
-    result: String,
-}
 
 /// What a client may expect of a job that has not ended.
 #[derive(Debug, Clone, Copy)]
@@ -71,68 +33,204 @@ pub(crate) struct Outlook {
     pub(crate) queue_position: Option<usize>,
 }
 
-/// The status document's bytes. `outlook` counts only until the job has ended.
-fn json(urls: &Urls, record: &Record, outlook: Option<&Outlook>) -> Bytes {
-    let id = record.id();
-    let azure = urls.operation_location() && record.status().is_end();
-    let document = Document {
-        job_id: id.to_string(),
-        status: record.status(),
-        created_at: rfc3339(record.created_at()),
-        started_at: record.started_at().map(rfc3339),
-        finished_at: record.finished_at().map(rfc3339),
-        expires_at: rfc3339(record.expires_at()),
-        progress: record.progress().map(|progress| Done {
-            ratio: progress.ratio(),
-            message: progress.message().map(str::to_owned),
-        }),
-        queue_position: outlook.and_then(|outlook| outlook.queue_position),
-        eta_seconds: outlook.and_then(|outlook| outlook.eta).map(whole_seconds),
-        response_status: record.response_status().map(|status| status.as_u16()),
-        error: problem::of_record(record),
-        links: Links { job: urls.job(id), status: urls.status(id), result: urls.result(id) },
-        resource_location: azure.then(|| urls.result(id)),
-    };
-    // Serializing plain strings and numbers into memory cannot fail.
-    Bytes::from(serde_json::to_vec(&document).unwrap_or_default())
+/// The status document, behind the value of `Link` where that is told.
+struct Document {
+    text: Bytes,
+    /// Where the JSON begins.
+    json: usize,
+    /// Where the job's URLs stand in it.
+    job: Range<usize>,
+    status: Range<usize>,
+    result: Range<usize>,
 }
 
-/// A time as RFC 3339 has it, in UTC with milliseconds. One beyond the year 9999, which that format
-/// cannot hold, is the last one that it can.
-fn rfc3339(time: SystemTime) -> String {
-    let time = jiff::Timestamp::try_from(time).unwrap_or(jiff::Timestamp::MAX);
-    format!("{time:.3}")
+impl Document {
+    /// `outlook` counts only until the job has ended.
+    fn new(urls: &Urls, record: &Record, outlook: Option<&Outlook>) -> Self {
+        Writer::new(urls, record).document(record, outlook)
+    }
+
+    /// The same with the `Link` of a 202 before it.
+    fn with_link(urls: &Urls, record: &Record, outlook: &Outlook) -> Self {
+        let mut writer = Writer::new(urls, record);
+        writer.push("<");
+        writer.url("/status");
+        writer.push(">; rel=\"status monitor\"");
+        writer.document(record, Some(outlook))
+    }
+
+    fn body(&self) -> Bytes {
+        self.text.slice(self.json..)
+    }
+
+    fn link(&self) -> HeaderValue {
+        self.value(&(0..self.json))
+    }
+
+    /// The URL that `Location` names.
+    fn location(&self, style: LocationStyle) -> HeaderValue {
+        self.value(match style {
+            LocationStyle::Job => &self.job,
+            LocationStyle::Result => &self.result,
+            LocationStyle::Status => &self.status,
+        })
+    }
+
+    fn value(&self, range: &Range<usize>) -> HeaderValue {
+        // All that comes here is made of checked paths, ids and digits.
+        HeaderValue::from_maybe_shared(self.text.slice(range.clone())).unwrap_or(EMPTY)
+    }
+}
+
+const EMPTY: HeaderValue = HeaderValue::from_static("");
+
+/// Writes the texts of one job.
+struct Writer<'a> {
+    urls: &'a Urls,
+    id: [u8; 32],
+    text: Vec<u8>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(urls: &'a Urls, record: &Record) -> Self {
+        /// Enough for all of a 202 but its URLs; a message or a problem may make it grow.
+        const TEXT: usize = 320;
+        let urls_len = 4 * (urls.base().len() + "/00000000000000000000000000000000/status".len());
+        let id = record.id().digits();
+        Self { urls, id, text: Vec::with_capacity(TEXT + urls_len) }
+    }
+
+    fn push(&mut self, text: &str) {
+        self.text.extend_from_slice(text.as_bytes());
+    }
+
+    fn time(&mut self, name: &str, time: &[u8; 24]) {
+        self.push(name);
+        self.text.extend_from_slice(time);
+    }
+
+    fn number(&mut self, name: &str, number: u64) {
+        self.push(name);
+        push_number(&mut self.text, number);
+    }
+
+    /// What has to be escaped, or is no whole number.
+    fn json(&mut self, name: &str, value: &impl serde::Serialize) {
+        self.push(name);
+        // Serializing plain strings and numbers into memory cannot fail.
+        let _ = serde_json::to_writer(&mut self.text, value);
+    }
+
+    /// The job's URL with this at its end.
+    fn url(&mut self, end: &str) -> Range<usize> {
+        let start = self.text.len();
+        self.push(self.urls.base());
+        self.push("/");
+        self.text.extend_from_slice(&self.id);
+        self.push(end);
+        start..self.text.len()
+    }
+
+    fn document(mut self, record: &Record, outlook: Option<&Outlook>) -> Document {
+        let json = self.text.len();
+        self.push("{\"job_id\":\"");
+        let id = self.id;
+        self.text.extend_from_slice(&id);
+        self.push("\",\"status\":\"");
+        self.push(name(record.status()));
+        self.times(record);
+        if let Some(progress) = record.progress() {
+            self.progress(progress);
+        }
+        if let Some(position) = outlook.and_then(|outlook| outlook.queue_position) {
+            self.number(",\"queue_position\":", position as u64);
+        }
+        if let Some(eta) = outlook.and_then(|outlook| outlook.eta) {
+            self.number(",\"eta_seconds\":", whole_seconds(eta));
+        }
+        if let Some(status) = record.response_status() {
+            self.number(",\"response_status\":", status.as_u16().into());
+        }
+        if let Some(problem) = problem::of_record(record) {
+            self.json(",\"error\":", &problem);
+        }
+        self.push(",\"links\":{\"self\":\"");
+        let job = self.url("");
+        self.push("\",\"status\":\"");
+        let status = self.url("/status");
+        self.push("\",\"result\":\"");
+        let result = self.url("/result");
+        self.push("\"}");
+        if self.urls.operation_location() && record.status().is_end() {
+            self.push(",\"resourceLocation\":\"");
+            self.url("/result");
+            self.push("\"");
+        }
+        self.push("}");
+        Document { text: Bytes::from(self.text), json, job, status, result }
+    }
+
+    fn times(&mut self, record: &Record) {
+        let created_at = rfc3339(record.created_at());
+        self.time("\",\"created_at\":\"", &created_at);
+        if let Some(started_at) = record.started_at() {
+            let same = started_at == record.created_at();
+            let started_at = if same { created_at } else { rfc3339(started_at) };
+            self.time("\",\"started_at\":\"", &started_at);
+        }
+        if let Some(finished_at) = record.finished_at() {
+            self.time("\",\"finished_at\":\"", &rfc3339(finished_at));
+        }
+        self.time("\",\"expires_at\":\"", &rfc3339(record.expires_at()));
+        self.push("\"");
+    }
+
+    fn progress(&mut self, progress: &Progress) {
+        self.push(",\"progress\":{");
+        if let Some(ratio) = progress.ratio() {
+            self.json("\"ratio\":", &ratio);
+        }
+        if let Some(message) = progress.message() {
+            let name = if progress.ratio().is_some() { ",\"message\":" } else { "\"message\":" };
+            self.json(name, &message);
+        }
+        self.push("}");
+    }
+}
+
+/// A status as it stands in documents.
+fn name(status: Status) -> &'static str {
+    match status {
+        Status::Queued => "queued",
+        Status::Running => "running",
+        Status::Succeeded => "succeeded",
+        Status::Failed => "failed",
+        Status::Canceled => "canceled",
+    }
 }
 
 /// `Retry-After` in whole seconds, rounded up and at least 1 (RFC 9110, section 10.2.3): a client
 /// that is told 0 asks in a tight loop.
 pub(crate) fn retry_after(time: Duration) -> HeaderValue {
-    HeaderValue::from(whole_seconds(time).max(1))
+    match whole_seconds(time) {
+        0 | 1 => HeaderValue::from_static("1"),
+        seconds => HeaderValue::from(seconds),
+    }
 }
 
 fn whole_seconds(time: Duration) -> u64 {
     time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0))
 }
 
-/// The document as a response of this status.
-fn response(
-    status: StatusCode,
-    urls: &Urls,
-    record: &Record,
-    outlook: Option<&Outlook>,
-) -> Response<Bytes> {
-    let mut response = Response::new(json(urls, record, outlook));
+/// The document as a response of this status, with room for so many headers.
+fn response(status: StatusCode, document: &Document, headers: usize) -> Response<Bytes> {
+    let mut response = Response::new(document.body());
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
-    response.headers_mut().insert(header::CACHE_CONTROL, NO_STORE);
+    let mut map = HeaderMap::with_capacity(headers);
+    map.insert(header::CONTENT_TYPE, JSON);
+    map.insert(header::CACHE_CONTROL, NO_STORE);
+    *response.headers_mut() = map;
     response
-}
-
-fn insert(response: &mut Response<Bytes>, name: HeaderName, value: &str) {
-    // All that comes here is made of checked paths, ids and digits.
-    if let Ok(value) = HeaderValue::from_str(value) {
-        response.headers_mut().insert(name, value);
-    }
 }
 
 /// The 202 that takes a request off its connection. `applied` is the preference that was honoured:
@@ -143,37 +241,45 @@ pub(crate) fn accepted(
     outlook: &Outlook,
     applied: Option<Option<Duration>>,
 ) -> Response<Bytes> {
-    let mut response = in_progress(urls, record, outlook);
+    let document = Document::with_link(urls, record, outlook);
+    let mut response = pending(urls, &document, outlook);
     let headers = response.headers_mut();
     headers.insert(header::VARY, HeaderValue::from_static("Prefer"));
-    let link = format!("<{}>; rel=\"status monitor\"", urls.status(record.id()));
-    insert(&mut response, header::LINK, &link);
-    match applied {
-        None => {}
-        Some(None) => insert(&mut response, PREFERENCE_APPLIED, "respond-async"),
-        Some(Some(wait)) => {
-            let value = format!("respond-async, wait={}", wait.as_secs());
-            insert(&mut response, PREFERENCE_APPLIED, &value);
-        }
+    headers.insert(header::LINK, document.link());
+    if let Some(wait) = applied {
+        headers.insert(PREFERENCE_APPLIED, applied_value(wait));
     }
     if urls.operation_location() {
-        insert(&mut response, OPERATION_LOCATION, &urls.status(record.id()));
+        headers.insert(OPERATION_LOCATION, document.location(LocationStyle::Status));
     }
     response
 }
 
+fn applied_value(wait: Option<Duration>) -> HeaderValue {
+    const ASYNC: HeaderValue = HeaderValue::from_static("respond-async");
+    let Some(wait) = wait else { return ASYNC };
+    // Made of digits and letters.
+    HeaderValue::try_from(format!("respond-async, wait={}", wait.as_secs())).unwrap_or(ASYNC)
+}
+
 /// 202: the job has not ended, ask again there and then.
 pub(crate) fn in_progress(urls: &Urls, record: &Record, outlook: &Outlook) -> Response<Bytes> {
-    let mut response = response(StatusCode::ACCEPTED, urls, record, Some(outlook));
-    insert(&mut response, header::LOCATION, &urls.location(record.id()));
-    response.headers_mut().insert(header::RETRY_AFTER, retry_after(outlook.retry_after));
+    pending(urls, &Document::new(urls, record, Some(outlook)), outlook)
+}
+
+fn pending(urls: &Urls, document: &Document, outlook: &Outlook) -> Response<Bytes> {
+    let mut response = response(StatusCode::ACCEPTED, document, 6);
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, document.location(urls.style()));
+    headers.insert(header::RETRY_AFTER, retry_after(outlook.retry_after));
     response
 }
 
 /// 200 with the document, and `Retry-After` while the job has not ended.
 pub(crate) fn document(urls: &Urls, record: &Record, outlook: &Outlook) -> Response<Bytes> {
     let ended = record.status().is_end();
-    let mut response = response(StatusCode::OK, urls, record, (!ended).then_some(outlook));
+    let document = Document::new(urls, record, (!ended).then_some(outlook));
+    let mut response = response(StatusCode::OK, &document, 3);
     if !ended {
         response.headers_mut().insert(header::RETRY_AFTER, retry_after(outlook.retry_after));
     }
@@ -182,22 +288,28 @@ pub(crate) fn document(urls: &Urls, record: &Record, outlook: &Outlook) -> Respo
 
 /// 303 to the result of a job that has ended.
 pub(crate) fn see_other(urls: &Urls, record: &Record) -> Response<Bytes> {
-    let mut response = response(StatusCode::SEE_OTHER, urls, record, None);
-    insert(&mut response, header::LOCATION, &urls.result(record.id()));
+    let document = Document::new(urls, record, None);
+    let mut response = response(StatusCode::SEE_OTHER, &document, 3);
+    response.headers_mut().insert(header::LOCATION, document.location(LocationStyle::Result));
     response
 }
 
 /// 409: the job has ended and can't be canceled any more; nothing is lost.
 pub(crate) fn conflict(urls: &Urls, record: &Record) -> Response<Bytes> {
-    response(StatusCode::CONFLICT, urls, record, None)
+    response(StatusCode::CONFLICT, &Document::new(urls, record, None), 2)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use proptest::{option, prelude::*};
+    use serde::Serialize;
+
     use super::*;
     use crate::{
-        job::{Change, End, Failure, JobId},
-        wire::LocationStyle,
+        job::{Change, End, Failure, JobId, Outcome},
+        wire::problem::Problem,
     };
 
     fn urls(style: LocationStyle, azure: bool) -> Urls {
@@ -222,7 +334,7 @@ mod tests {
         let mut record = running();
         let at = record.created_at() + Duration::from_secs(5);
         assert!(record.apply(&Change::Finish(End::Failure(Failure::TimedOut)), at));
-        let body = json(&urls(LocationStyle::Job, true), &record, None);
+        let body = Document::new(&urls(LocationStyle::Job, true), &record, None).body();
         let document: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let id = record.id();
         assert_eq!(
@@ -314,9 +426,148 @@ mod tests {
         }
     }
 
-    #[test]
-    fn times_that_the_format_cannot_hold_are_clamped() {
-        let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
-        assert!(rfc3339(far).starts_with("9999-12-"), "{}", rfc3339(far));
+    /// The document as serde writes it.
+    #[derive(Serialize)]
+    struct Oracle {
+        job_id: String,
+        status: Status,
+        created_at: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        started_at: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        finished_at: Option<String>,
+        expires_at: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        progress: Option<Done>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        queue_position: Option<usize>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        eta_seconds: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        response_status: Option<u16>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<Problem>,
+        links: Links,
+        #[serde(rename = "resourceLocation", skip_serializing_if = "Option::is_none")]
+        resource_location: Option<String>,
+    }
+
+    #[derive(Serialize)]
+    struct Done {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ratio: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+    }
+
+    #[derive(Serialize)]
+    struct Links {
+        #[serde(rename = "self")]
+        job: String,
+        status: String,
+        result: String,
+    }
+
+    fn oracle(urls: &Urls, record: &Record, outlook: Option<&Outlook>) -> String {
+        let url = |end: &str| format!("{}/{}{end}", urls.base(), record.id());
+        let time = |time| format!("{:.3}", jiff::Timestamp::try_from(time).unwrap());
+        let azure = urls.operation_location() && record.status().is_end();
+        serde_json::to_string(&Oracle {
+            job_id: record.id().to_string(),
+            status: record.status(),
+            created_at: time(record.created_at()),
+            started_at: record.started_at().map(time),
+            finished_at: record.finished_at().map(time),
+            expires_at: time(record.expires_at()),
+            progress: record.progress().map(|progress| Done {
+                ratio: progress.ratio(),
+                message: progress.message().map(str::to_owned),
+            }),
+            queue_position: outlook.and_then(|outlook| outlook.queue_position),
+            eta_seconds: outlook.and_then(|outlook| outlook.eta).map(whole_seconds),
+            response_status: record.response_status().map(|status| status.as_u16()),
+            error: problem::of_record(record),
+            links: Links { job: url(""), status: url("/status"), result: url("/result") },
+            resource_location: azure.then(|| url("/result")),
+        })
+        .unwrap()
+    }
+
+    fn end() -> impl Strategy<Value = Option<Change>> {
+        let response = (200u16..600).prop_map(|status| {
+            let mut head = Response::new(()).into_parts().0;
+            head.status = StatusCode::from_u16(status).unwrap();
+            End::Response(Outcome::new(&head, b"", None))
+        });
+        let failure = prop_oneof![
+            Just(Failure::Panicked),
+            Just(Failure::ServiceError),
+            Just(Failure::TimedOut),
+            Just(Failure::TooLarge),
+            Just(Failure::Interrupted),
+        ]
+        .prop_map(End::Failure);
+        option::of(prop_oneof![
+            response.prop_map(Change::Finish),
+            failure.prop_map(Change::Finish),
+            Just(Change::Cancel),
+        ])
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        let times = (0u64..200_000_000_000_000, 0u64..10_000_000, 0u64..10_000_000, 0u64..1 << 32);
+        let progress = option::of((option::of(-0.1..1.1), option::of(any::<String>())));
+        let id = "[0-9a-f]{32}";
+        (id, times, any::<bool>(), progress, end()).prop_map(|(id, times, runs, progress, end)| {
+            let (created, waited, ran, ttl) = times;
+            let created = SystemTime::UNIX_EPOCH + Duration::from_millis(created);
+            let started = created + Duration::from_micros(waited);
+            let (id, ttl) = (id.parse().unwrap(), Duration::from_secs(ttl));
+            let mut record = match runs {
+                true => Record::running(id, created, ttl),
+                false => Record::queued(id, created, ttl),
+            };
+            record.apply(&Change::Start, started);
+            if let Some((ratio, message)) = progress {
+                record.apply(&Change::Progress(Progress::new(ratio, message.as_deref())), started);
+            }
+            if let Some(end) = end {
+                record.apply(&end, started + Duration::from_micros(ran));
+            }
+            record
+        })
+    }
+
+    fn outlook() -> impl Strategy<Value = Outlook> {
+        let time = || (0u64..1 << 40).prop_map(Duration::from_millis);
+        (time(), option::of(time()), option::of(any::<usize>())).prop_map(
+            |(retry_after, eta, queue_position)| Outlook { retry_after, eta, queue_position },
+        )
+    }
+
+    proptest! {
+        /// Written by hand, it is what serde writes.
+        #[test]
+        fn documents_are_those_of_serde(
+            record in record(),
+            outlook in outlook(),
+            azure: bool,
+            base in prop_oneof![Just("/jobs"), Just("https://pub.example/a%20b/~jobs")],
+        ) {
+            let urls = Urls::new("/jobs", Some(base), LocationStyle::Job, azure).unwrap();
+            let expected = oracle(&urls, &record, Some(&outlook));
+            let answers = [
+                accepted(&urls, &record, &outlook, None),
+                in_progress(&urls, &record, &outlook),
+            ];
+            for answer in answers {
+                prop_assert_eq!(std::str::from_utf8(answer.body()).unwrap(), &expected);
+            }
+            let (plain, ended) = (oracle(&urls, &record, None), record.status().is_end());
+            let told = document(&urls, &record, &outlook).into_body();
+            prop_assert_eq!(&told, if ended { &plain } else { &expected });
+            prop_assert_eq!(see_other(&urls, &record).into_body(), &plain);
+            prop_assert_eq!(conflict(&urls, &record).into_body(), &plain);
+        }
     }
 }

@@ -8,6 +8,7 @@ mod idempotency;
 mod prefer;
 mod problem;
 mod replay;
+mod text;
 mod urls;
 
 pub(crate) use document::{

@@ -59,25 +59,15 @@ impl Urls {
         &self.path
     }
 
-    pub(crate) fn job(&self, id: JobId) -> String {
-        format!("{}/{id}", self.base)
-    }
-
-    pub(crate) fn status(&self, id: JobId) -> String {
-        format!("{}/{id}/status", self.base)
-    }
-
-    pub(crate) fn result(&self, id: JobId) -> String {
-        format!("{}/{id}/result", self.base)
+    /// What the URL of each job begins with; its id follows after a slash. Nothing in it needs to be
+    /// escaped in JSON.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
     }
 
     /// What `Location` of a 202 names.
-    pub(crate) fn location(&self, id: JobId) -> String {
-        match self.style {
-            LocationStyle::Job => self.job(id),
-            LocationStyle::Result => self.result(id),
-            LocationStyle::Status => self.status(id),
-        }
+    pub(crate) fn style(&self) -> LocationStyle {
+        self.style
     }
 
     /// Whether `Operation-Location` and `resourceLocation` are told, for Azure's pollers.
@@ -228,8 +218,19 @@ mod tests {
             "https://jobs.example",
         ] {
             let urls = Urls::new("/jobs", Some(base), LocationStyle::Job, false).unwrap();
-            let id = JobId::random().unwrap();
-            assert_eq!(urls.result(id), format!("{base}/{id}/result"));
+            assert_eq!(urls.base(), base);
+        }
+    }
+
+    #[test]
+    fn no_base_needs_to_be_escaped_in_json() {
+        for byte in 0..=0x7f_u8 {
+            let byte = char::from(byte);
+            for base in [format!("/a{byte}b"), format!("http://a{byte}b/c")] {
+                if check_base(&base).is_ok() {
+                    assert_eq!(serde_json::to_string(&base).unwrap(), format!("\"{base}\""));
+                }
+            }
         }
     }
 
