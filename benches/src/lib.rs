@@ -1,6 +1,11 @@
 //! What the benches share: the services that are called, the requests that are sent to them, and
 //! what the layer is measured against.
 
+pub mod cases;
+pub mod desks;
+pub mod jobs;
+pub mod measure;
+pub mod plot;
 pub mod request;
 pub mod rival;
 pub mod service;
