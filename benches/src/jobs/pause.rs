@@ -1,0 +1,250 @@
+//! How long a poll takes while a million jobs expire, all at the same moment: in a thread of its own,
+//! where it can only be held up by a lock; and on the very runtime that expires them, where it also
+//! waits for its turn.
+//!
+//! A thread that loses its core to another program has nothing to do with the store, so polls in
+//! which that happened, as the system counts it, are kept apart. What a virtual machine's host does is
+//! not counted by anybody: that is what the same polls without any expiry are for, measured beside a
+//! thread that keeps the other core as busy.
+
+use std::{
+    hint::black_box,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use axum::body::Body;
+use http::{Method, Request, Response};
+use nix::sys::resource::{UsageWho, getrusage};
+use tokio::task::yield_now;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_offload::{MemoryStore, Offload, Policy, StatusService};
+
+use super::{location, request};
+use crate::{
+    desks::{roomy, roomy_store},
+    runtime,
+};
+
+/// So many running jobs are polled.
+const POLLED: usize = 1000;
+
+/// What follows the last expiry, when memory is given back, is looked at too, for so long.
+const AFTERWARDS: Duration = Duration::from_millis(300);
+
+/// Polls, their times in nanoseconds.
+#[derive(Debug, Default)]
+pub struct Polls {
+    /// Sorted.
+    times: Vec<u64>,
+    /// Those in which the thread lost its core.
+    preempted: Vec<u64>,
+}
+
+impl Polls {
+    pub fn number(&self) -> usize {
+        self.times.len()
+    }
+
+    pub fn quantile(&self, share: f64) -> f64 {
+        let at = (share * self.times.len() as f64) as usize;
+        self.times.get(at).or(self.times.last()).map_or(f64::NAN, |time| *time as f64)
+    }
+
+    pub fn preempted(&self) -> usize {
+        self.preempted.len()
+    }
+
+    pub fn worst_of_all(&self) -> f64 {
+        self.times.iter().chain(&self.preempted).max().map_or(f64::NAN, |time| *time as f64)
+    }
+
+    fn sort(mut self) -> Self {
+        self.times.sort_unstable();
+        self
+    }
+}
+
+/// The polls of each case.
+pub fn all(jobs: usize) -> Vec<(&'static str, Polls)> {
+    let (expiring, took) = from_another_thread(jobs);
+    vec![
+        ("another thread, jobs expire", expiring),
+        ("another thread, none expire", beside_a_busy_thread(took)),
+        ("same thread, jobs expire", on_the_same_runtime(jobs)),
+        ("same thread, none expire", with_nothing_else(took)),
+    ]
+}
+
+/// Jobs that are polled, and jobs that are to expire.
+struct Desk {
+    store: MemoryStore,
+    offload: Offload,
+    polls: Vec<Request<Body>>,
+    status: StatusService,
+}
+
+impl Desk {
+    /// With running jobs to poll.
+    async fn new() -> Self {
+        let store = roomy_store();
+        let offload = roomy(&store);
+        let endless = service_fn(|_: Request<Body>| {
+            std::future::pending::<Result<Response<Body>, std::convert::Infallible>>()
+        });
+        let service = offload.layer(Policy::always()).layer(endless);
+        let mut polls = vec![];
+        for _ in 0..POLLED {
+            let answer = service.clone().oneshot(crate::request::post()).await.unwrap();
+            polls.push(request(Method::GET, &format!("{}/status", location(&answer))));
+            yield_now().await;
+        }
+        let status = offload.status();
+        Self { store, offload, polls, status }
+    }
+
+    /// Makes jobs that all expire at the same moment, which it returns.
+    async fn expiring(&self, jobs: usize) -> Instant {
+        let answer = service_fn(|_: Request<Body>| {
+            std::future::ready(Ok::<_, std::convert::Infallible>(Response::new(Body::empty())))
+        });
+        let moment =
+            Instant::now() + Duration::from_secs(1) + Duration::from_micros(8) * jobs as u32;
+        for start in (0..jobs).step_by(500) {
+            let left = moment.saturating_duration_since(Instant::now());
+            let policy = Policy::always().ttl(left.max(Duration::from_millis(1)));
+            let service = self.offload.layer(policy).layer(answer);
+            for _ in start..jobs.min(start + 500) {
+                location(&service.clone().oneshot(crate::request::post()).await.unwrap());
+                yield_now().await;
+            }
+        }
+        assert!(Instant::now() < moment, "this machine is too slow to have so many jobs at once");
+        moment
+    }
+
+    /// Polls a job, with as little as can be beside it.
+    async fn poll(&self, round: usize) {
+        let template = &self.polls[round % self.polls.len()];
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = template.uri().clone();
+        let answer = self.status.clone().oneshot(request).await.unwrap();
+        assert_eq!(black_box(answer).status(), 200);
+    }
+}
+
+/// Adds what `poll` takes to `polls`.
+async fn timed(polls: &mut Polls, preemptions: &mut i64, poll: impl Future<Output = ()>) {
+    let start = Instant::now();
+    poll.await;
+    let time = start.elapsed().as_nanos() as u64;
+    let before = std::mem::replace(preemptions, preemptions_of_this_thread());
+    if before == *preemptions { &mut polls.times } else { &mut polls.preempted }.push(time);
+}
+
+fn preemptions_of_this_thread() -> i64 {
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.involuntary_context_switches())
+}
+
+/// Polls while a thread of its own expires all jobs; and how long that took.
+fn from_another_thread(jobs: usize) -> (Polls, Duration) {
+    let (send, receive) = mpsc::channel();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let is_over_there = Arc::clone(&is_over);
+    let expiring = thread::spawn(move || {
+        runtime().block_on(async {
+            let desk = Desk::new().await;
+            let kept = desk.store.bytes();
+            let moment = desk.expiring(jobs).await;
+            let store = desk.store.clone();
+            send.send((desk, moment)).unwrap();
+            tokio::time::sleep_until(moment.into()).await;
+            while store.bytes() > kept {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let took = moment.elapsed();
+            tokio::time::sleep(AFTERWARDS).await;
+            is_over_there.store(true, Ordering::Relaxed);
+            took
+        })
+    });
+    let (desk, moment) = receive.recv().unwrap();
+    thread::sleep(moment.saturating_duration_since(Instant::now()));
+    let polls = polls_until(&desk, || is_over.load(Ordering::Relaxed));
+    (polls, expiring.join().unwrap())
+}
+
+/// The same polls while another thread computes, and no job expires.
+fn beside_a_busy_thread(time: Duration) -> Polls {
+    let end = Instant::now() + time + AFTERWARDS;
+    let busy = thread::spawn(move || {
+        while Instant::now() < end {
+            black_box(0);
+        }
+    });
+    let made = runtime();
+    let desk = made.block_on(Desk::new());
+    let polls = polls_until(&desk, || Instant::now() >= end);
+    busy.join().unwrap();
+    polls
+}
+
+fn polls_until(desk: &Desk, is_over: impl Fn() -> bool) -> Polls {
+    let mut polls = Polls::default();
+    let mut preemptions = preemptions_of_this_thread();
+    let mut round = 0;
+    runtime().block_on(async {
+        while !is_over() {
+            timed(&mut polls, &mut preemptions, desk.poll(round)).await;
+            round += 1;
+        }
+    });
+    polls.sort()
+}
+
+/// Polls on the runtime that expires all jobs. A poll's time is from when it could have begun, were
+/// nothing else to do.
+fn on_the_same_runtime(jobs: usize) -> Polls {
+    runtime().block_on(async {
+        let desk = Desk::new().await;
+        let kept = desk.store.bytes();
+        let moment = desk.expiring(jobs).await;
+        tokio::time::sleep_until(moment.into()).await;
+        let mut end = None;
+        let is_over = || {
+            if end.is_none() && desk.store.bytes() <= kept {
+                end = Some(Instant::now() + AFTERWARDS);
+            }
+            end.is_some_and(|end| Instant::now() >= end)
+        };
+        polls_in_turn(&desk, is_over).await
+    })
+}
+
+fn with_nothing_else(time: Duration) -> Polls {
+    runtime().block_on(async {
+        let desk = Desk::new().await;
+        let end = Instant::now() + time + AFTERWARDS;
+        polls_in_turn(&desk, || Instant::now() >= end).await
+    })
+}
+
+async fn polls_in_turn(desk: &Desk, mut is_over: impl FnMut() -> bool) -> Polls {
+    let mut polls = Polls::default();
+    let mut preemptions = preemptions_of_this_thread();
+    let mut round = 0;
+    while !is_over() {
+        let poll = async {
+            yield_now().await;
+            desk.poll(round).await;
+        };
+        timed(&mut polls, &mut preemptions, poll).await;
+        round += 1;
+    }
+    polls.sort()
+}
