@@ -26,7 +26,7 @@ impl Outcome {
     /// Keeps this response. Bytes are copied, so that a small slice of a large buffer does not
     /// hold the buffer.
     pub fn new(head: &Parts, body: &[u8], trailers: Option<&HeaderMap>) -> Self {
-        let mut writer = OutcomeWriter::new(head);
+        let mut writer = OutcomeWriter::new(head, body.len());
         writer.push(body);
         writer.finish(trailers)
     }
@@ -114,8 +114,10 @@ pub(crate) struct OutcomeWriter {
 }
 
 impl OutcomeWriter {
-    pub(crate) fn new(head: &Parts) -> Self {
-        let mut bytes = vec![0; PREFIX];
+    /// Makes room for the head and a body of so many bytes; a longer one is fine.
+    pub(crate) fn new(head: &Parts, body: usize) -> Self {
+        let mut bytes = Vec::with_capacity(PREFIX + fields_len(&head.headers) + body);
+        bytes.resize(PREFIX, 0);
         bytes[0] = VERSION;
         bytes[1..3].copy_from_slice(&head.status.as_u16().to_le_bytes());
         write_fields(&head.headers, &mut bytes);
@@ -144,6 +146,11 @@ impl OutcomeWriter {
         let bytes = Bytes::from(self.bytes.into_boxed_slice());
         Outcome { bytes }
     }
+}
+
+/// What `write_fields` writes.
+fn fields_len(fields: &HeaderMap) -> usize {
+    fields.iter().map(|(name, value)| 6 + name.as_str().len() + value.len()).sum()
 }
 
 fn write_fields(fields: &HeaderMap, bytes: &mut Vec<u8>) {

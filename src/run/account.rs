@@ -2,7 +2,7 @@
 //! found no room. And the numbers that are told of it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -42,12 +42,13 @@ impl Account {
     }
 }
 
-/// All accounts. They stay: the names of policies are few.
+/// All accounts. They stay: the names of policies are few, so few that comparing them is cheaper
+/// than to hash one.
 #[derive(Debug, Default)]
-pub(crate) struct Accounts(Mutex<HashMap<Arc<str>, Arc<Account>>>);
+pub(crate) struct Accounts(Mutex<BTreeMap<Arc<str>, Arc<Account>>>);
 
 impl Accounts {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Account>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Account>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -11,7 +11,7 @@ use std::{
 use tokio::{runtime::Handle, task::coop::unconstrained};
 use tracing::{Instrument, Span};
 
-use super::{Lane, Place, Refusal, task::poll_handler};
+use super::{Lane, Place, Refusal, handler::poll_handler};
 use crate::job::{Asked, JobId};
 
 /// A handler that is left alone with its work.

@@ -4,9 +4,12 @@
 //! calls back up: what must be told upward goes through the store.
 
 mod account;
+mod beside;
 mod bytes;
 mod collect;
 mod drain;
+mod end;
+mod handler;
 mod insist;
 mod leave;
 mod ledger;

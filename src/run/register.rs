@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::{
@@ -13,11 +13,11 @@ use tokio::{
     task::{JoinHandle, coop::unconstrained},
 };
 
-use super::{Admission, State, insist::insist};
+use super::{Admission, insist::insist};
 use crate::{
     error::{Error, ErrorKind},
     job::{Change, End, Failure, JobId, Record},
-    store::Inserted,
+    store::{Inserted, StoreFuture},
 };
 
 /// Why there is no job.
@@ -102,12 +102,12 @@ impl Registering {
             Refusal::Store(error.with_source(none))
         })?;
         let id = record.id();
-        let mut work = Box::pin(insert(admission, record, runtime.clone()));
+        let mut inserting = Inserting::new(admission, record, runtime.clone());
         // The store in memory is done at the first poll; others go on in a task of their own,
         // which dropping its handle does not stop (tokio, `JoinHandle`).
-        let work = match work.as_mut().poll(cx) {
+        let work = match Pin::new(&mut inserting).poll(cx) {
             Poll::Ready(result) => Insertion::Done(Some(result)),
-            Poll::Pending => Insertion::UnderWay(runtime.spawn(work)),
+            Poll::Pending => Insertion::UnderWay(runtime.spawn(inserting)),
         };
         Ok(Self { id, work })
     }
@@ -118,24 +118,41 @@ impl Registering {
     }
 }
 
-async fn insert(
-    admission: Admission,
-    record: Record,
-    runtime: Handle,
-) -> Result<Registered, Refusal> {
-    let state: Arc<State> = Arc::clone(&admission.lane().state);
-    // From here on whatever ends this future early takes the job back: an insert of unknown fate
-    // counts as made.
-    let mut registered = Registered { record: record.clone(), runtime, admission: Some(admission) };
-    let refusal = match state.store.insert(record, state.limits.max_outcome_bytes).await {
-        Ok(Inserted::New) => return Ok(registered),
-        Ok(Inserted::Claimed(holder)) => Refusal::Claimed(Box::new(holder)),
-        Err(error) if error.kind() == ErrorKind::StoreFull => Refusal::Full("max_stored_bytes"),
-        Err(error) => return Err(Refusal::Store(error)),
-    };
-    // It is known not to be there.
-    registered.admission = None;
-    Err(refusal)
+/// The insert of a job into the store.
+struct Inserting {
+    answer: StoreFuture<Inserted>,
+    /// There from before the store is asked: whatever ends this early takes the job back, since an
+    /// insert of unknown fate counts as made. `None` once it is known.
+    registered: Option<Registered>,
+}
+
+impl Inserting {
+    fn new(admission: Admission, record: Record, runtime: Handle) -> Self {
+        let state = Arc::clone(&admission.lane().state);
+        let insert = record.clone();
+        let registered = Some(Registered { record, runtime, admission: Some(admission) });
+        let answer = state.store.insert(insert, state.limits.max_outcome_bytes);
+        Self { answer, registered }
+    }
+}
+
+impl Future for Inserting {
+    type Output = Result<Registered, Refusal>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let inserted = ready!(Pin::new(&mut self.answer).poll(cx));
+        #[expect(clippy::expect_used, reason = "as every future")]
+        let mut registered = self.registered.take().expect("polled after it was ready");
+        let refusal = match inserted {
+            Ok(Inserted::New) => return Poll::Ready(Ok(registered)),
+            Ok(Inserted::Claimed(holder)) => Refusal::Claimed(Box::new(holder)),
+            Err(error) if error.kind() == ErrorKind::StoreFull => Refusal::Full("max_stored_bytes"),
+            Err(error) => return Poll::Ready(Err(Refusal::Store(error))),
+        };
+        // It is known not to be there.
+        registered.admission = None;
+        Poll::Ready(Err(refusal))
+    }
 }
 
 impl Future for Registering {

@@ -1,35 +1,41 @@
 //! A detached job, from its promise to its end.
 //!
-//! A job in a queue waits for its turn first. Then one task polls the handler's future, its run-time limit and the store's word that the job was
-//! ended by somebody else (canceled, or interrupted by a drain), in this order. The task's end is
-//! the store's: whatever happens to it, the job is given one.
+//! ```text
+//!  Queued ──its turn──▶ Begins ──▶ Runs ──▶ Ends ──the store has it──▶ over
+//!     └──ended before──────────────┴─ended elsewhere───────────────────▶
+//! ```
+//!
+//! One task polls the handler's future and, while that is pending, what is beside it (`beside.rs`).
+//! The task's end is the store's: whatever happens to it, the job is given one.
+//!
+//! Written out as a future, since each `async fn` on the way would hold the handler's future once
+//! more, and move it.
 
 use std::{
-    any::Any,
-    future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    future::Future,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use http::{Response, uri::PathAndQuery};
 use http_body::Body;
-use tokio::{runtime::Handle, task::coop::unconstrained, time::Instant};
+use pin_project_lite::pin_project;
+use tokio::{runtime::Handle, time::Instant};
 use tracing::{Instrument, Span};
 
 use super::{
-    Admission, Backoff, Registered, State,
-    collect::collect,
+    Admission, Registered, State,
+    beside::Beside,
+    end::finish,
+    handler::{Handler, poll_handler},
     insist::insist,
-    report::{report, report_last},
     turn::begin,
 };
 use crate::{
     error::BoxError,
-    job::{Asked, Change, End, Failure, JobId, Record, Said, Status, within},
-    store::{Changed, Interest},
+    job::{Asked, Change, End, Failure, JobId, Status},
 };
 
 /// What goes on when a request is taken off its connection.
@@ -53,188 +59,173 @@ impl<F> Work<F> {
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
         E: Into<BoxError> + Send + 'static,
     {
-        let record = registered.record().clone();
-        if let Some((admission, runtime)) = registered.into_parts() {
-            // Made here, since the task may be dropped before it is polled: a runtime that shuts
-            // down begins no more tasks.
-            let state = Arc::clone(&admission.lane().state);
-            let unfinished = Unfinished {
-                id: record.id(),
-                runtime: runtime.clone(),
-                admission: Some(admission),
+        let (id, status) = (registered.record().id(), registered.record().status());
+        let version = registered.record().version();
+        let Some((admission, runtime)) = registered.into_parts() else { return };
+        // Made here, since the task may be dropped before it is polled: a runtime that shuts down
+        // begins no more tasks.
+        let state = Arc::clone(&admission.lane().state);
+        let unfinished = Unfinished { id, runtime: runtime.clone(), admission: Some(admission) };
+        let Self { asked, future, target, span, run_time } = self;
+        let handler = Handler::new(id, future, target, state.limits.max_outcome_bytes);
+        let (stage, unfinished) = match status {
+            Status::Queued => (Stage::queued(&state, version, unfinished), None),
+            _ => (Stage::Begins, Some(unfinished)),
+        };
+        let task = Task { asked, handler, stage, id, version, run_time, state, unfinished };
+        runtime.spawn(task.instrument(span));
+    }
+}
+
+pin_project! {
+    /// The task of a job. What the handler has started elsewhere is told to stop before the
+    /// handler's own drop may wait for it; `unfinished` comes last, so that the place is free when
+    /// the handler's future is really gone.
+    struct Task<F, B> {
+        asked: Asked,
+        #[pin]
+        handler: Handler<F, B>,
+        stage: Stage,
+        id: JobId,
+        // The record's version when it was seen last.
+        version: u32,
+        run_time: Duration,
+        state: Arc<State>,
+        // `None` while the job is queued: its stage has it.
+        unfinished: Option<Unfinished>,
+    }
+}
+
+enum Stage {
+    /// Waits for the job's turn: then there is the version of its record, if it has not ended before.
+    Queued(Pin<Box<dyn Future<Output = (Unfinished, Option<u32>)> + Send>>),
+    Begins,
+    Runs {
+        begun: Instant,
+        beside: Option<Beside>,
+    },
+    /// Its end is being written.
+    Ends(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+impl Stage {
+    fn queued(state: &Arc<State>, version: u32, mut unfinished: Unfinished) -> Self {
+        let state = Arc::clone(state);
+        Self::Queued(Box::pin(async move {
+            let begun = match &mut unfinished.admission {
+                Some(admission) => begin(&state, unfinished.id, version, admission).await,
+                None => None,
             };
-            let span = self.span.clone();
-            runtime.spawn(job(self, record, state, unfinished).instrument(span));
-        }
+            (unfinished, begun.map(|record| record.version()))
+        }))
     }
 }
 
-/// `unfinished` comes last, so it is dropped last: the place is free when the handler's future is
-/// really gone.
-async fn job<F, B, E>(
-    work: Work<F>,
-    mut record: Record,
-    state: Arc<State>,
-    mut unfinished: Unfinished,
-) where
-    F: Future<Output = Result<Response<B>, E>> + Send,
-    B: Body<Data: Send, Error: Into<BoxError>> + Send,
-    E: Into<BoxError>,
-{
-    let id = record.id();
-    let Some(admission) = &mut unfinished.admission else { return };
-    let account = Arc::clone(&admission.lane().account);
-    tracing::debug!(job = %id, policy = &**account.name(), status = ?record.status(), "detached");
-    if record.status() == Status::Queued {
-        match begin(&state, id, record.version(), admission).await {
-            Some(begun) => record = begun,
-            None => {
-                drop(work);
-                unfinished.admission = None;
-                return;
-            }
-        }
-    }
-    let begun = Instant::now();
-    let (end, said) = run(work, id, record.version(), &state).await;
-    if let Some(end) = end {
-        account.took(begun.elapsed());
-        finish(&state, id, end, said).await;
-    }
-    unfinished.admission = None;
-}
-
-/// Polls the handler until it ends, or is ended: then there is no end to write. Its last progress
-/// is still to be written.
-async fn run<F, B, E>(
-    work: Work<F>,
-    id: JobId,
-    version: u32,
-    state: &Arc<State>,
-) -> (Option<End>, Option<Said>)
-where
-    F: Future<Output = Result<Response<B>, E>> + Send,
-    B: Body<Data: Send, Error: Into<BoxError>> + Send,
-    E: Into<BoxError>,
-{
-    let Work { asked, future, target, run_time, .. } = work;
-    let outcome = outcome(id, future, target.as_ref(), state.limits.max_outcome_bytes);
-    let mut outcome = pin!(outcome);
-    // Unconstrained: a handler that has used up its task's budget in a poll (tokio,
-    // src/task/coop) would keep the others from ever being ready.
-    let mut ended_elsewhere = pin!(unconstrained(ended_elsewhere(state, id, version)));
-    let mut limit = pin!(unconstrained(tokio::time::sleep(run_time)));
-    // There only where the handler has asked for its job.
-    let mut reporter = None;
-    // Dropped before the handler's future, whose drop may wait for what it tells to stop.
-    let mut asked = asked;
-    let end = poll_fn(|cx| {
-        // The handler first, so that an end that it has reached is never thrown away.
-        match poll_handler(state.identity(), Some(id), &mut asked, outcome.as_mut(), cx) {
-            Poll::Ready(end) => return Poll::Ready(Some(end.unwrap_or_else(End::Failure))),
-            Poll::Pending => {}
-        }
-        if ended_elsewhere.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(None);
-        }
-        if reporter.is_none() {
-            let report = |said| Box::pin(unconstrained(report(Arc::clone(state), id, said)));
-            reporter = asked.said().map(report);
-        }
-        if let Some(reporter) = &mut reporter {
-            // It never ends.
-            let _ = reporter.as_mut().poll(cx);
-        }
-        limit.as_mut().poll(cx).map(|()| Some(End::Failure(Failure::TimedOut)))
-    })
-    .await;
-    let said = asked.said();
-    // It has answered, or failed as it can without a layer too: its helpers are its own affair.
-    if !matches!(end, None | Some(End::Failure(Failure::TimedOut | Failure::Panicked))) {
-        asked.finished();
-    }
-    (end, said)
-}
-
-/// Polls a handler as the job of this desk, and catches its panic.
-pub(super) fn poll_handler<F: Future>(
-    identity: usize,
-    id: Option<JobId>,
-    asked: &mut Asked,
-    handler: Pin<&mut F>,
-    cx: &mut Context<'_>,
-) -> Poll<Result<F::Output, Failure>> {
-    let poll = || within(identity, id, asked, || handler.poll(cx));
-    catch_unwind(AssertUnwindSafe(poll)).map_or_else(
-        |panic| {
-            let job = id.map(tracing::field::display);
-            tracing::error!(job, panic = message(&*panic), "the handler panicked");
-            Poll::Ready(Err(Failure::Panicked))
-        },
-        |polled| polled.map(Ok),
-    )
-}
-
-/// What comes of the handler, if nothing else ends the job.
-async fn outcome<F, B, E>(id: JobId, handler: F, target: Option<&PathAndQuery>, max: usize) -> End
+impl<F, B, E> Future for Task<F, B>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: Body<Error: Into<BoxError>>,
     E: Into<BoxError>,
 {
-    match handler.await {
-        Ok(response) => collect(id, response, target, max).await,
-        Err(error) => {
-            let error: BoxError = error.into();
-            tracing::error!(job = %id, error = &*error as &dyn std::error::Error, "the service failed");
-            End::Failure(Failure::ServiceError)
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let this = self.as_mut().project();
+            match this.stage {
+                Stage::Queued(turn) => {
+                    let (unfinished, begun) = ready!(turn.as_mut().poll(cx));
+                    *this.unfinished = Some(unfinished);
+                    let Some(version) = begun else {
+                        self.as_mut().drop_work();
+                        break;
+                    };
+                    (*this.version, *this.stage) = (version, Stage::Begins);
+                }
+                Stage::Begins => {
+                    self.as_ref().tell();
+                    let begun = Instant::now();
+                    *self.as_mut().project().stage = Stage::Runs { begun, beside: None };
+                }
+                Stage::Runs { begun, .. } => {
+                    let begun = *begun;
+                    let end = ready!(self.as_mut().poll_end(cx));
+                    match self.as_mut().ended(end, begun, cx) {
+                        Some(write) => *self.as_mut().project().stage = Stage::Ends(write),
+                        None => break,
+                    }
+                }
+                Stage::Ends(write) => {
+                    ready!(write.as_mut().poll(cx));
+                    break;
+                }
+            }
         }
+        if let Some(unfinished) = self.project().unfinished {
+            unfinished.admission = None;
+        }
+        Poll::Ready(())
     }
 }
 
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
-}
-
-/// Writes the job's last progress, if that can be, and its end, until the store has it. Somebody else
-/// may have been faster.
-async fn finish(state: &State, id: JobId, end: End, said: Option<Said>) {
-    if let Some(said) = said {
-        report_last(state, id, &said).await;
-    }
-    let mut backoff = Backoff::new();
-    loop {
-        match state.store.change(id, Change::Finish(end.clone())).await {
-            Ok(Changed::Applied(record)) => {
-                tracing::debug!(job = %id, status = ?record.status(), "ended");
-                return;
-            }
-            Ok(Changed::Refused(_) | Changed::Unknown) => return,
-            Err(error) => {
-                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot store the end of a job, trying again");
-                backoff.wait().await;
-            }
+impl<F, B> Task<F, B> {
+    fn tell(self: Pin<&Self>) {
+        if let Some(Unfinished { admission: Some(admission), .. }) = &self.unfinished {
+            tracing::debug!(job = %self.id, policy = &**admission.lane().name(), "detached");
         }
     }
-}
 
-/// Resolves when the store says that the job has ended.
-pub(super) async fn ended_elsewhere(state: &State, id: JobId, mut seen: u32) {
-    let mut backoff = Backoff::new();
-    loop {
-        let woken = state.store.changed(id, seen, Interest::Status).await;
-        match (woken, state.store.read(id).await) {
-            (Ok(()), Ok(Some(record))) if record.status().is_end() => return,
-            (Ok(()), Ok(Some(record))) => seen = record.version(),
-            // It has ended, and expired since: a store drops nothing else.
-            (Ok(()), Ok(None)) => return,
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot watch a job, trying again");
-                backoff.wait().await;
-            }
+    /// What the handler has asked for is dropped first.
+    fn drop_work(self: Pin<&mut Self>) {
+        let this = self.project();
+        *this.asked = Asked::default();
+        this.handler.end();
+    }
+
+    /// Polls the handler until it ends, or is ended: then there is no end to write.
+    fn poll_end<E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<End>>
+    where
+        F: Future<Output = Result<Response<B>, E>>,
+        B: Body<Error: Into<BoxError>>,
+        E: Into<BoxError>,
+    {
+        let this = self.project();
+        let (state, id) = (this.state, *this.id);
+        // The handler first, so that an end that it has reached is never thrown away.
+        let polled = poll_handler(state.identity(), Some(id), this.asked, this.handler, cx);
+        if let Poll::Ready(end) = polled {
+            return Poll::Ready(Some(end.unwrap_or_else(End::Failure)));
         }
+        let Stage::Runs { begun, beside } = this.stage else { return Poll::Pending };
+        let beside = beside.get_or_insert_with(|| {
+            // The time counts from the start, and a change since then is seen by the version.
+            let left = this.run_time.saturating_sub(begun.elapsed());
+            Beside::new(state, id, *this.version, left)
+        });
+        beside.poll(state, id, this.asked, cx)
+    }
+
+    /// The handler has ended, or is ended here. Gives what is left of writing its end, if anything.
+    fn ended(
+        mut self: Pin<&mut Self>,
+        end: Option<End>,
+        begun: Instant,
+        cx: &mut Context<'_>,
+    ) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        let this = self.as_mut().project();
+        let said = this.asked.said();
+        // It has answered, or failed as it can without a layer too: its helpers are its own affair.
+        if !matches!(end, None | Some(End::Failure(Failure::TimedOut | Failure::Panicked))) {
+            this.asked.finished();
+        }
+        // What is beside it must not write progress any more.
+        *this.stage = Stage::Runs { begun, beside: None };
+        self.as_mut().drop_work();
+        let (this, end) = (self.project(), end?);
+        if let Some(Unfinished { admission: Some(admission), .. }) = this.unfinished {
+            admission.lane().account.took(begun.elapsed());
+        }
+        finish(this.state, *this.id, end, said, cx)
     }
 }
 

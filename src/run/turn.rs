@@ -7,7 +7,7 @@ use std::{
     task::Poll,
 };
 
-use super::{Admission, Backoff, Place, State, places::Ticket, task::ended_elsewhere};
+use super::{Admission, Backoff, Place, State, beside::ended_elsewhere, places::Ticket};
 use crate::{
     job::{Change, JobId, Record},
     store::Changed,

@@ -18,44 +18,63 @@ const ASYNC_RESULT: HeaderName = HeaderName::from_static("asyncresult");
 
 /// What is not kept: fields of the one connection (RFC 9110, section 7.6.1; those that RFC 2616
 /// named besides), and what frames the body anew at each replay.
-const DROPPED: &[&str] = &[
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-    "content-length",
+static DROPPED: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::CONTENT_LENGTH,
 ];
 
 /// What is kept, but not replayed: what would make a shared cache keep the replay, and a promise of
 /// ranges that it does not serve.
-const NOT_REPLAYED: &[&str] =
-    &["cache-control", "expires", "age", "cdn-cache-control", "surrogate-control", "accept-ranges"];
+static NOT_REPLAYED: [HeaderName; 6] = [
+    header::CACHE_CONTROL,
+    header::EXPIRES,
+    header::AGE,
+    HeaderName::from_static("cdn-cache-control"),
+    HeaderName::from_static("surrogate-control"),
+    header::ACCEPT_RANGES,
+];
+
+/// Headers that refer to something relative to the original request.
+static REFERRING: [HeaderName; 2] = [header::LOCATION, header::CONTENT_LOCATION];
 
 /// Makes the head of a response ready to be kept. `target` is the path of the original request,
 /// which relative references are resolved against: at the URL of the replay they would mean
 /// something else.
 pub(crate) fn prepare(head: &mut Parts, target: Option<&PathAndQuery>) {
-    let named: Vec<HeaderName> = head
-        .headers
+    // Most responses have none of these: one look tells.
+    let (mut drops, mut refers) = (false, false);
+    for name in head.headers.keys() {
+        drops |= DROPPED.contains(name);
+        refers |= REFERRING.contains(name);
+    }
+    if drops {
+        drop_of_connection(&mut head.headers);
+    }
+    if refers {
+        for name in &REFERRING {
+            if let Some(resolved) = resolved(&head.headers, name, target) {
+                head.headers.insert(name, resolved);
+            }
+        }
+    }
+}
+
+fn drop_of_connection(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|line| line.to_str().ok())
         .flat_map(|line| line.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in named {
-        head.headers.remove(name);
-    }
-    for name in DROPPED {
-        head.headers.remove(*name);
-    }
-    for name in [header::LOCATION, header::CONTENT_LOCATION] {
-        if let Some(resolved) = resolved(&head.headers, &name, target) {
-            head.headers.insert(name, resolved);
-        }
+    for name in named.iter().chain(&DROPPED) {
+        headers.remove(name);
     }
 }
 
@@ -90,8 +109,8 @@ pub(crate) fn replayed(outcome: &Outcome) -> (Response<Bytes>, Option<HeaderMap>
     };
     let headers = response.headers_mut();
     *headers = outcome.headers();
-    for name in NOT_REPLAYED {
-        headers.remove(*name);
+    for name in &NOT_REPLAYED {
+        headers.remove(name);
     }
     headers.insert(ASYNC_RESULT, HeaderValue::from(status.as_u16()));
     headers.insert(header::CACHE_CONTROL, NO_STORE);

@@ -1,0 +1,85 @@
+//! What a job's task looks at while its handler is pending: whether the job was ended elsewhere, its
+//! run-time limit, and what the handler says of its progress.
+//!
+//! It is polled without tokio's budget (tokio, src/task/coop): a handler that has used up its task's
+//! budget in a poll would keep all of this from ever being ready.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::task::coop::unconstrained;
+
+use super::{Backoff, State, report::report};
+use crate::{
+    job::{Asked, End, Failure, JobId},
+    store::Interest,
+};
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Made when a handler is pending for the first time: many are ready with their first poll.
+pub(super) struct Beside {
+    over: Boxed<Option<End>>,
+    /// There only where the handler has asked for its job.
+    reporter: Option<Boxed<()>>,
+}
+
+impl Beside {
+    /// Of a job that may run for so long from now on, and was seen last in this version.
+    pub(super) fn new(state: &Arc<State>, id: JobId, version: u32, left: Duration) -> Self {
+        let over = over(Arc::clone(state), id, version, left);
+        Self { over: Box::pin(unconstrained(over)), reporter: None }
+    }
+
+    /// Resolves when the job is to end, with its end where that is still to be written.
+    pub(super) fn poll(
+        &mut self,
+        state: &Arc<State>,
+        id: JobId,
+        asked: &Asked,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<End>> {
+        if self.reporter.is_none() {
+            let report = |said| report(Arc::clone(state), id, said);
+            self.reporter = asked.said().map(|said| Box::pin(unconstrained(report(said))) as _);
+        }
+        if let Some(reporter) = &mut self.reporter {
+            // It never ends.
+            let _ = reporter.as_mut().poll(cx);
+        }
+        self.over.as_mut().poll(cx)
+    }
+}
+
+async fn over(state: Arc<State>, id: JobId, version: u32, left: Duration) -> Option<End> {
+    let mut ended = pin!(ended_elsewhere(&state, id, version));
+    let mut limit = pin!(tokio::time::sleep(left));
+    poll_fn(|cx| match ended.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(None),
+        Poll::Pending => limit.as_mut().poll(cx).map(|()| Some(End::Failure(Failure::TimedOut))),
+    })
+    .await
+}
+
+/// Resolves when the store says that the job has ended.
+pub(super) async fn ended_elsewhere(state: &State, id: JobId, mut seen: u32) {
+    let mut backoff = Backoff::new();
+    loop {
+        let woken = state.store.changed(id, seen, Interest::Status).await;
+        match (woken, state.store.read(id).await) {
+            (Ok(()), Ok(Some(record))) if record.status().is_end() => return,
+            (Ok(()), Ok(Some(record))) => seen = record.version(),
+            // It has ended, and expired since: a store drops nothing else.
+            (Ok(()), Ok(None)) => return,
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot watch a job, trying again");
+                backoff.wait().await;
+            }
+        }
+    }
+}
