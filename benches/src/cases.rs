@@ -42,7 +42,7 @@ pub struct Case {
     calls: Calls,
 }
 
-type Calls = Box<dyn Fn(Vec<Request<Body>>) -> Called>;
+type Calls = Box<dyn Fn(Vec<Request<Body>>) -> Called + Send>;
 
 /// The calls of a case, to be run in a task.
 pub type Called = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -72,8 +72,11 @@ impl fmt::Debug for Case {
     }
 }
 
-/// Every case, group by group.
-pub fn all() -> Vec<Case> {
+/// How long jobs are kept where they are not to expire while their case is measured.
+pub const LONG: Duration = Duration::from_secs(3600);
+
+/// Every case, group by group. Jobs are kept for `ttl`.
+pub fn all(ttl: Duration) -> Vec<Case> {
     let timer = Takes::Timer(Duration::from_millis(1));
     let mut cases = Vec::new();
     for group in [
@@ -87,7 +90,7 @@ pub fn all() -> Vec<Case> {
         around_service::<SMALL>("timer", timer, request::empty),
         with_router("router_get", || get(|| async { "ok" }), request::empty),
         with_router("router_post", || post(|_: Bytes| async { "ok" }), request::upload),
-        detach(),
+        detach(ttl),
     ] {
         cases.extend(group);
     }
@@ -99,7 +102,7 @@ pub fn all() -> Vec<Case> {
 /// # Panics
 /// If there is none.
 pub fn find(group: &str, name: &str) -> Case {
-    let mut cases = all().into_iter();
+    let mut cases = all(LONG).into_iter();
     let found = cases.find(|case| case.group == group && case.name == name);
     found.unwrap_or_else(|| panic!("no case {group}::{name}"))
 }
@@ -153,10 +156,13 @@ fn with_router(
 }
 
 /// The whole way of a job: its id, its record, its 202, and the rest of its run.
-fn detach() -> Vec<Case> {
+fn detach(ttl: Duration) -> Vec<Case> {
     let handler = Handler::<SMALL>::new(Takes::OnePending);
     let new = |name, request, calls| Case { group: "detach", name, request, calls };
-    let job = |policy| accepted(ours(policy).layer(handler));
+    // Room for as many jobs as a case makes.
+    let desk = || Offload::builder("/jobs").max_running(1 << 20).max_stored_bytes(1 << 40);
+    let job =
+        |policy: Policy| accepted(desk().ttl(ttl).build().unwrap().layer(policy).layer(handler));
     vec![
         new("bare", request::post, answered(handler)),
         new("task_per_request", request::post, answered(TaskPerRequest(handler))),
@@ -166,11 +172,8 @@ fn detach() -> Vec<Case> {
     ]
 }
 
-/// The layer, with room for as many jobs as a case makes.
 fn ours(policies: impl Into<Policies>) -> OffloadLayer {
-    let desk = Offload::builder("/jobs").max_running(1 << 20).max_stored_bytes(1 << 40);
-    // Time is measured with as many jobs as time allows; they go as fast as others come.
-    desk.ttl(Duration::from_secs(1)).build().unwrap().layer(policies)
+    Offload::new("/jobs").layer(policies)
 }
 
 fn table() -> Policies {
