@@ -83,7 +83,9 @@ fn rivals_table(sizes: &[usize], results: &mut Results) {
         for size in sizes {
             let (name, times) = desk(*size);
             eprintln!("{name}, {} jobs: done", count(*size));
-            for ((operation, times), row) in rivals::OPERATIONS.iter().zip(times).zip(&mut rows) {
+            for (((operation, _), times), row) in
+                rivals::OPERATIONS.iter().zip(times).zip(&mut rows)
+            {
                 if row.is_empty() {
                     row.push(name.to_owned());
                 }
@@ -95,7 +97,7 @@ fn rivals_table(sizes: &[usize], results: &mut Results) {
             table.row(row);
         }
     }
-    for (table, operation) in tables.iter().zip(rivals::OPERATIONS) {
+    for (table, (_, operation)) in tables.iter().zip(rivals::OPERATIONS) {
         table.print(&format!("{operation}, through an axum router, by the number of running jobs"));
     }
 }

@@ -14,11 +14,11 @@ use crate::{
     runtime,
 };
 
-/// What is measured.
-pub const OPERATIONS: [&str; 3] = [
-    "Accepting: the 202",
-    "Accepting: the 202, the run, the outcome kept",
-    "Polling a running job",
+/// What is measured: its name among the results, and what it is.
+pub const OPERATIONS: [(&str, &str); 3] = [
+    ("accept", "Accepting a job, until its 202 is there"),
+    ("accept and run", "Accepting a job, its run, and its outcome kept"),
+    ("poll", "Polling a running job"),
 ];
 
 /// The desk's name, and the times of its operations while so many of its jobs run.
