@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! cargo bench -p tower-offload-benches --bench jobs                        # all, in some six minutes
+//! cargo bench -p tower-offload-benches --bench jobs -- rivals                # one table: operations, maps, rivals, pause
 //! cargo bench -p tower-offload-benches --profile dev --bench jobs -- --test   # small, to see that it runs
 //! ```
 //!
@@ -23,12 +24,24 @@ fn main() -> io::Result<()> {
         true => ([100, 1000], &[100, 1000], 2000),
         false => ([10_000, 1_000_000], &[1000, 10_000, 100_000, 1_000_000], 1_000_000),
     };
+    let wanted = |table: &str| {
+        let mut names = std::env::args().skip(1).filter(|name| !name.starts_with('-')).peekable();
+        names.peek().is_none() || names.any(|name| name == table)
+    };
     let mut results = Results::default();
-    operations_table(sizes, &mut results);
-    maps_table(sizes, &mut results);
-    rivals_table(plotted, &mut results);
-    pause_table(expiring, &mut results);
-    results.write("jobs.tsv", "table\tcase\tof\tjobs\tnumber\tunit")
+    let all = ["operations", "maps", "rivals", "pause"];
+    for table in all.into_iter().filter(|table| wanted(table)) {
+        match table {
+            "operations" => operations_table(sizes, &mut results),
+            "maps" => maps_table(sizes, &mut results),
+            "rivals" => rivals_table(plotted, &mut results),
+            _ => pause_table(expiring, &mut results),
+        }
+    }
+    match all.iter().all(|table| wanted(table)) {
+        true => results.write("jobs.tsv", "table\tcase\tof\tjobs\tnumber\tunit"),
+        false => Ok(()),
+    }
 }
 
 /// Each operation with few and with many jobs in the store.
