@@ -236,3 +236,24 @@ fn trap_6_1_a_runtime_that_goes_under_traffic_leaves_no_job_running() {
         assert!(store.bytes() < 1 << 20, "a job that runs counts with the largest outcome");
     }
 }
+
+// --------------------------------------------------------------------------------------------- stores
+
+#[tokio::test(start_paused = true)]
+async fn a_job_has_an_end_even_where_its_store_is_slower_than_it_says() {
+    let store = Held::new(Insert::Works);
+    store.boast();
+    let offload = Offload::builder("/jobs").store(store.clone()).build().unwrap();
+    let handler = service(|| async {
+        sleep(BUDGET * 2).await;
+        "done"
+    });
+    for (takes, status) in [(Duration::ZERO, 200), (BUDGET, 503)] {
+        store.changes_take(takes);
+        let job = accepted(&offload, handler.clone()).await;
+        match status {
+            200 => assert_eq!(ended(&offload, &job).await["status"], "succeeded"),
+            _ => failed(&offload, &job, 503, "interrupted").await,
+        }
+    }
+}

@@ -31,16 +31,23 @@ impl JobId {
     pub(crate) fn digits(self) -> [u8; Self::LEN] {
         let mut digits = [0; Self::LEN];
         for (pair, byte) in digits.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
-            pair[0] = digit(byte >> 4);
-            pair[1] = digit(byte & 15);
+            pair.copy_from_slice(&PAIRS[usize::from(byte)]);
         }
         digits
     }
 }
 
-const fn digit(value: u8) -> u8 {
-    if value < 10 { b'0' + value } else { b'a' - 10 + value }
-}
+/// The two digits of each byte.
+static PAIRS: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < pairs.len() {
+        pairs[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

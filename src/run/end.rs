@@ -9,19 +9,29 @@ use std::{
 
 use super::{Backoff, State, report::report_last};
 use crate::{
-    job::{Change, End, JobId, Said},
+    job::{Change, End, Failure, JobId, Said},
     store::{Changed, StoreFuture},
 };
 
 /// Writes the job's last progress, if that can be, and its end. Somebody else may have been faster.
-/// `None` where that is done already, as it is with the store in memory; else what goes on with it.
+/// `None` where that is done already, as it is with a store that is done at once; else what goes on
+/// with it.
 pub(super) fn finish(
     state: &Arc<State>,
     id: JobId,
-    end: End,
+    mut end: End,
     said: Option<Said>,
     cx: &mut Context<'_>,
 ) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+    if said.is_none() && state.store.changes_at_once() {
+        let mut answer = state.store.change(id, Change::Finish(end));
+        if let Poll::Ready(Ok(changed)) = Pin::new(&mut answer).poll(cx) {
+            told(id, &changed);
+            return None;
+        }
+        // The store did not keep its word, and the outcome is lost. The job has an end all the same.
+        end = End::Failure(Failure::Interrupted);
+    }
     let state = Arc::clone(state);
     if let Some(said) = said {
         return Some(Box::pin(async move {
@@ -29,15 +39,7 @@ pub(super) fn finish(
             insist(&state, id, &end, ask(&state, id, &end)).await;
         }));
     }
-    let mut answer = ask(&state, id, &end);
-    match Pin::new(&mut answer).poll(cx) {
-        Poll::Ready(Ok(changed)) => {
-            told(id, &changed);
-            return None;
-        }
-        Poll::Ready(Err(error)) => answer = StoreFuture::ready(Err(error)),
-        Poll::Pending => {}
-    }
+    let answer = ask(&state, id, &end);
     Some(Box::pin(async move { insist(&state, id, &end, answer).await }))
 }
 

@@ -4,7 +4,6 @@
 use std::{
     future::Future,
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -44,17 +43,36 @@ pub(crate) struct Registered {
 }
 
 impl Registered {
+    fn ask(&self, record: Record) -> StoreFuture<Inserted> {
+        let Some(admission) = &self.admission else { unreachable!("not promised yet") };
+        let state = &admission.lane().state;
+        state.store.insert(record, state.limits.max_outcome_bytes)
+    }
+
+    /// What the store says of the job.
+    fn inserted(&mut self, inserted: Result<Inserted, Error>) -> Result<(), Refusal> {
+        let refusal = match inserted {
+            Ok(Inserted::New) => return Ok(()),
+            Ok(Inserted::Claimed(holder)) => Refusal::Claimed(Box::new(holder)),
+            Err(error) if error.kind() == ErrorKind::StoreFull => Refusal::Full("max_stored_bytes"),
+            Err(error) => return Err(Refusal::Store(error)),
+        };
+        // It is known not to be there.
+        self.admission = None;
+        Err(refusal)
+    }
+
     pub(crate) fn record(&self) -> &Record {
         &self.record
     }
 
     /// The job is going to be promised: from now on a drain waits for it. At a drain's deadline it is
     /// too late for that.
-    fn promise(mut self) -> Result<Self, Refusal> {
-        if let Some(admission) = &mut self.admission {
-            admission.occupy(self.record.id())?;
+    fn promise(&mut self) -> Result<(), Refusal> {
+        match &mut self.admission {
+            Some(admission) => admission.occupy(self.record.id()),
+            None => Ok(()),
         }
-        Ok(self)
     }
 
     /// What runs the job, whatever becomes of the request.
@@ -86,7 +104,8 @@ pub(crate) struct Registering {
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "it is boxed as a whole")]
 enum Insertion {
-    Done(Option<Result<Registered, Refusal>>),
+    /// `None` once it was given away.
+    Done(Option<Registered>),
     UnderWay(JoinHandle<Result<Registered, Refusal>>),
 }
 
@@ -101,13 +120,25 @@ impl Registering {
             let error = Error::new(ErrorKind::StoreUnavailable, "not on a tokio runtime");
             Refusal::Store(error.with_source(none))
         })?;
-        let id = record.id();
-        let mut inserting = Inserting::new(admission, record, runtime.clone());
+        let (id, insert) = (record.id(), record.clone());
+        // There before the store is asked: whatever ends this early takes the job back, since an
+        // insert of unknown fate counts as made.
+        let mut registered = Registered { record, runtime, admission: Some(admission) };
+        let mut answer = registered.ask(insert);
         // The store in memory is done at the first poll; others go on in a task of their own,
         // which dropping its handle does not stop (tokio, `JoinHandle`).
-        let work = match Pin::new(&mut inserting).poll(cx) {
-            Poll::Ready(result) => Insertion::Done(Some(result)),
-            Poll::Pending => Insertion::UnderWay(runtime.spawn(inserting)),
+        let work = match Pin::new(&mut answer).poll(cx) {
+            Poll::Ready(inserted) => {
+                registered.inserted(inserted)?;
+                Insertion::Done(Some(registered))
+            }
+            Poll::Pending => {
+                let runtime = registered.runtime.clone();
+                Insertion::UnderWay(runtime.spawn(async move {
+                    let inserted = answer.await;
+                    registered.inserted(inserted).map(|()| registered)
+                }))
+            }
         };
         Ok(Self { id, work })
     }
@@ -118,60 +149,24 @@ impl Registering {
     }
 }
 
-/// The insert of a job into the store.
-struct Inserting {
-    answer: StoreFuture<Inserted>,
-    /// There from before the store is asked: whatever ends this early takes the job back, since an
-    /// insert of unknown fate counts as made. `None` once it is known.
-    registered: Option<Registered>,
-}
-
-impl Inserting {
-    fn new(admission: Admission, record: Record, runtime: Handle) -> Self {
-        let state = Arc::clone(&admission.lane().state);
-        let insert = record.clone();
-        let registered = Some(Registered { record, runtime, admission: Some(admission) });
-        let answer = state.store.insert(insert, state.limits.max_outcome_bytes);
-        Self { answer, registered }
-    }
-}
-
-impl Future for Inserting {
-    type Output = Result<Registered, Refusal>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let inserted = ready!(Pin::new(&mut self.answer).poll(cx));
-        #[expect(clippy::expect_used, reason = "as every future")]
-        let mut registered = self.registered.take().expect("polled after it was ready");
-        let refusal = match inserted {
-            Ok(Inserted::New) => return Poll::Ready(Ok(registered)),
-            Ok(Inserted::Claimed(holder)) => Refusal::Claimed(Box::new(holder)),
-            Err(error) if error.kind() == ErrorKind::StoreFull => Refusal::Full("max_stored_bytes"),
-            Err(error) => return Poll::Ready(Err(Refusal::Store(error))),
-        };
-        // It is known not to be there.
-        registered.admission = None;
-        Poll::Ready(Err(refusal))
-    }
-}
-
 impl Future for Registering {
     type Output = Result<Registered, Refusal>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let inserted = match &mut self.work {
+        let mut registered = match &mut self.work {
             #[expect(clippy::expect_used, reason = "as every future")]
-            Insertion::Done(result) => result.take().expect("polled after it was ready"),
+            Insertion::Done(registered) => registered.take().expect("polled after it was ready"),
             // Unconstrained: the handler, polled before it, may have used up the task's budget.
-            Insertion::UnderWay(task) => match pin!(unconstrained(task)).poll(cx) {
-                Poll::Pending => return Poll::Pending,
+            Insertion::UnderWay(task) => match ready!(pin!(unconstrained(task)).poll(cx)) {
+                Ok(registered) => registered?,
                 // The task is only ever lost with its runtime.
-                Poll::Ready(joined) => joined.unwrap_or_else(|lost| {
+                Err(lost) => {
                     let error = Error::new(ErrorKind::StoreUnavailable, "registration was cut off");
-                    Err(Refusal::Store(error.with_source(lost)))
-                }),
+                    return Poll::Ready(Err(Refusal::Store(error.with_source(lost))));
+                }
             },
         };
-        Poll::Ready(inserted.and_then(Registered::promise))
+        registered.promise()?;
+        Poll::Ready(Ok(registered))
     }
 }

@@ -136,6 +136,10 @@ impl Store for MemoryStore {
         StoreFuture::ready(Ok(Inner::change(&self.inner, id, change)))
     }
 
+    fn changes_at_once(&self) -> bool {
+        true
+    }
+
     fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()> {
         match self.inner.waiters(id, seen, interest) {
             None => StoreFuture::ready(Ok(())),

@@ -73,6 +73,12 @@ pub trait Store: Send + Sync + 'static {
     /// Applies a change, if [`Record::apply`] does.
     fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed>;
 
+    /// Whether `change` is always done at once, and never fails: then nobody has to keep an outcome
+    /// to ask again with, and the store's is the only one. Default: no.
+    fn changes_at_once(&self) -> bool {
+        false
+    }
+
     /// Resolves once the job has changed in a way that is of `interest` since its
     /// [version](Record::version) was `seen`, or the job is not there. It may resolve early; callers
     /// read the job again.

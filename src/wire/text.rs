@@ -9,21 +9,27 @@ pub(super) fn rfc3339(time: SystemTime) -> [u8; 24] {
     let (days, of_day) = since_year_0(time);
     let (year, month, day) = date(days);
     let (seconds, millis) = (of_day / 1000, of_day % 1000);
+    let date = pairs([year / 100, year % 100, month, day]);
+    let time = pairs([seconds / 3600, seconds / 60 % 60, seconds % 60, millis / 10]);
     let mut text = *b"0000-00-00T00:00:00.000Z";
-    for (at, pair) in [
-        (0, year / 100),
-        (2, year % 100),
-        (5, month),
-        (8, day),
-        (11, seconds / 3600),
-        (14, seconds / 60 % 60),
-        (17, seconds % 60),
-        (20, millis / 10),
-    ] {
-        (text[at], text[at + 1]) = (digit(pair / 10), digit(pair % 10));
-    }
+    text[..4].copy_from_slice(&date[..4]);
+    text[5..7].copy_from_slice(&date[4..6]);
+    text[8..10].copy_from_slice(&date[6..]);
+    text[11..13].copy_from_slice(&time[..2]);
+    text[14..16].copy_from_slice(&time[2..4]);
+    text[17..19].copy_from_slice(&time[4..6]);
+    text[20..22].copy_from_slice(&time[6..]);
     text[22] = digit(millis % 10);
     text
+}
+
+/// The digits of four numbers below 100, all at once: each has 16 bits of a word to itself.
+fn pairs(numbers: [u32; 4]) -> [u8; 8] {
+    let word = numbers.into_iter().fold(0, |word, number| word << 16 | u64::from(number));
+    // 103 / 1024 is near enough to a tenth, and the product stays within its bits.
+    let tens = (word * 103) >> 10 & 0x000f_000f_000f_000f;
+    let ones = word - tens * 10;
+    (0x3030_3030_3030_3030 | tens << 8 | ones).to_be_bytes()
 }
 
 const DAY: u64 = 86_400;
@@ -35,20 +41,21 @@ const MARCH_0_TO_1970: u64 = 719_468;
 /// From the first of January of the year 0 to the first of March, in days: it is a leap year.
 const JANUARY_0_TO_MARCH: u64 = 60;
 
-/// The last millisecond of the year 9999, counted from 1970.
-const LAST: Duration = Duration::from_millis(253_402_300_799_999);
-
-/// The first second of the year 0, counted back from 1970.
-const FIRST: Duration = Duration::from_secs((MARCH_0_TO_1970 + JANUARY_0_TO_MARCH) * DAY);
+/// The first second of the year 0, counted back from 1970, and the last of the year 9999.
+const FIRST: u64 = (MARCH_0_TO_1970 + JANUARY_0_TO_MARCH) * DAY;
+const LAST: u64 = 253_402_300_799;
 
 /// The days since the first of January of the year 0, and the milliseconds of the last of them.
 fn since_year_0(time: SystemTime) -> (u64, u32) {
-    let since = match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => FIRST + after.min(LAST),
-        Err(before) => FIRST.saturating_sub(before.duration()),
+    let (seconds, millis) = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) if after.as_secs() <= LAST => (FIRST + after.as_secs(), after.subsec_millis()),
+        Ok(_) => (FIRST + LAST, 999),
+        Err(before) => {
+            let since = Duration::from_secs(FIRST).saturating_sub(before.duration());
+            (since.as_secs(), since.subsec_millis())
+        }
     };
-    let of_day = since.as_secs() % DAY * 1000 + u64::from(since.subsec_millis());
-    (since.as_secs() / DAY, of_day as u32)
+    (seconds / DAY, (seconds % DAY) as u32 * 1000 + millis)
 }
 
 /// Year, month and day, of days since the first of January of the year 0. After Howard Hinnant's

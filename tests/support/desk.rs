@@ -6,7 +6,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -101,6 +101,7 @@ struct Shared {
     take_back_fails: AtomicUsize,
     take_backs: AtomicUsize,
     change_takes: Mutex<Duration>,
+    boasts: AtomicBool,
 }
 
 /// What becomes of an insert.
@@ -131,6 +132,7 @@ impl Held {
                 take_back_fails: AtomicUsize::new(0),
                 take_backs: AtomicUsize::new(0),
                 change_takes: Mutex::default(),
+                boasts: AtomicBool::new(false),
             }),
         }
     }
@@ -158,6 +160,11 @@ impl Held {
     /// Each change takes so long from now on.
     pub fn changes_take(&self, time: Duration) {
         *self.shared.change_takes.lock().unwrap() = time;
+    }
+
+    /// It says from now on that its changes are done at once, whether or not they are.
+    pub fn boast(&self) {
+        self.shared.boasts.store(true, SeqCst);
     }
 
     /// Resolves when no job is stored.
@@ -258,6 +265,10 @@ impl Store for Held {
             tokio::time::sleep(takes).await;
             jobs.change(id, change).await
         })
+    }
+
+    fn changes_at_once(&self) -> bool {
+        self.shared.boasts.load(SeqCst)
     }
 
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
