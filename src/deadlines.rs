@@ -52,8 +52,23 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Shard {
     slots: Slab<Slot>,
-    /// When the scan looks here next, or earlier; `None` when it has no reason to.
-    next: Option<Instant>,
+    /// When the scan looks here next; `None` when it has no reason to.
+    next: Option<Look>,
+}
+
+/// When the scan looks at a shard.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    /// Then, or earlier.
+    at: Instant,
+    /// From then on it is not to be relied on.
+    overdue: Instant,
+}
+
+impl Look {
+    fn at(at: Instant) -> Self {
+        Self { at, overdue: at + OVERDUE }
+    }
 }
 
 #[derive(Debug)]
@@ -76,10 +91,11 @@ struct Scan {
 }
 
 /// A slot in [`Deadlines`], to be given back with [`Deadlines::release`].
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
-    shard: u32,
-    slot: u32,
+    /// There are 64 at most.
+    pub(crate) shard: u8,
+    pub(crate) slot: u32,
 }
 
 impl Deadlines {
@@ -103,15 +119,15 @@ impl Deadlines {
         let shard_index = thread_index() & (self.shared.shards.len() - 1);
         let mut shard = lock(&self.shared.shards[shard_index]);
         let slot = shard.slots.insert(Slot { deadline, waker, passed: false });
-        let looked_at = shard.next.is_some_and(|next| next <= deadline && now < next + OVERDUE);
-        let fresh = if looked_at { None } else { self.look_at(&mut shard, deadline, now) };
-        drop(shard);
-        fresh.into_iter().for_each(Fresh::spawn);
-        Deadline { shard: shard_index as u32, slot: slot as u32 }
+        match shard.next {
+            Some(look) if look.at <= deadline && now < look.overdue => {}
+            _ => self.look_at(shard, deadline, now),
+        }
+        Deadline { shard: shard_index as u8, slot: slot as u32 }
     }
 
     /// Whether the deadline has passed; if not, `waker` is woken when it does.
-    pub(crate) fn poll(&self, deadline: &Deadline, waker: &Waker) -> bool {
+    pub(crate) fn poll(&self, deadline: Deadline, waker: &Waker) -> bool {
         let mut shard = lock(&self.shared.shards[deadline.shard as usize]);
         let slot = &mut shard.slots[deadline.slot as usize];
         if slot.passed {
@@ -122,14 +138,12 @@ impl Deadlines {
             replaced = Some(std::mem::replace(&mut slot.waker, waker.clone()));
         }
         let deadline = slot.deadline;
-        let fresh = match shard.next {
-            Some(_) => None,
+        match shard.next {
+            Some(_) => drop(shard),
             // The scan died with its runtime, and has woken us to start another.
-            None => self.look_at(&mut shard, deadline, Instant::now()),
-        };
-        drop(shard);
+            None => self.look_at(shard, deadline, Instant::now()),
+        }
         drop(replaced);
-        fresh.into_iter().for_each(Fresh::spawn);
         false
     }
 
@@ -144,16 +158,17 @@ impl Deadlines {
         drop(slot);
     }
 
-    /// Makes the scan look at this shard at `deadline`: tells it or, where none lives, gives one
-    /// that is to be spawned once the shard's lock is given up.
-    fn look_at(&self, shard: &mut Shard, deadline: Instant, now: Instant) -> Option<Fresh> {
+    /// Makes the scan look at this shard at `deadline`: tells it or, where none lives, spawns one once
+    /// the locks are given up.
+    #[cold]
+    fn look_at(&self, mut shard: MutexGuard<'_, Shard>, deadline: Instant, now: Instant) {
         let mut scan = lock(&self.shared.scan);
         let overdue = scan.next.is_some_and(|next| now >= next + OVERDUE);
         let mut fresh = None;
         if scan.alive.is_none() || overdue {
             // Without a runtime nobody can be told of the time, nor could a job be spawned: such a
             // request stays attached.
-            let runtime = Handle::try_current().ok()?;
+            let Ok(runtime) = Handle::try_current() else { return };
             scan.started += 1;
             scan.alive = Some(scan.started);
             scan.next = None;
@@ -162,11 +177,13 @@ impl Deadlines {
         }
         scan.told = true;
         scan.next = earlier(scan.next, deadline);
-        shard.next = earlier(shard.next.filter(|next| now < *next + OVERDUE), deadline);
+        let known = shard.next.filter(|look| now < look.overdue).map(|look| look.at);
+        shard.next = earlier(known, deadline).map(Look::at);
         drop(scan);
+        drop(shard);
         // A scan that stood still, and was replaced, looks at its number when it wakes, and ends.
         self.shared.notify.notify_one();
-        fresh
+        fresh.into_iter().for_each(Fresh::spawn);
     }
 }
 
@@ -252,7 +269,7 @@ impl Shared {
                     next = earlier(next, slot.deadline);
                 }
             }
-            shard.next = next;
+            shard.next = next.map(Look::at);
             earliest = earliest.into_iter().chain(next).min();
         }
         earliest
@@ -301,9 +318,10 @@ fn thread_index() -> usize {
 }
 
 /// The time `budget` after `now`; one that cannot be told is ten years away.
+#[inline]
 fn after(now: Instant, budget: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(10 * 365 * 86_400);
-    now + budget.min(FAR)
+    now.checked_add(budget).unwrap_or_else(|| now + FAR)
 }
 
 /// No code of others runs under these locks but `Waker`'s clone and drop; should one of those
@@ -335,7 +353,7 @@ mod tests {
     /// Waits for a deadline as the layer does.
     async fn passes(deadlines: &Deadlines, budget: Duration) {
         let deadline = poll_fn(|cx| Poll::Ready(deadlines.arm(budget, cx.waker()))).await;
-        poll_fn(|cx| match deadlines.poll(&deadline, cx.waker()) {
+        poll_fn(|cx| match deadlines.poll(deadline, cx.waker()) {
             true => Poll::Ready(()),
             false => Poll::Pending,
         })
@@ -450,7 +468,7 @@ mod tests {
         drop(runtime);
         let _entered = handle.enter();
         let deadline = deadlines.arm(BUDGET, Waker::noop());
-        assert!(!deadlines.poll(&deadline, Waker::noop()));
+        assert!(!deadlines.poll(deadline, Waker::noop()));
         deadlines.release(deadline);
         assert_eq!(lock(&deadlines.shared.scan).alive, None);
     }
@@ -482,7 +500,7 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
             match &armed {
                 None => armed = Some(waiting.arm(BUDGET, cx.waker())),
-                Some(deadline) => assert!(!waiting.poll(deadline, cx.waker())),
+                Some(deadline) => assert!(!waiting.poll(*deadline, cx.waker())),
             }
             Poll::<()>::Pending
         }));
@@ -502,7 +520,7 @@ mod tests {
             Waker::from(Arc::new(Owner(Arc::downgrade(&deadlines), Mutex::new(Some(own)))))
         };
         let deadline = deadlines.arm(BUDGET, &owner());
-        assert!(!deadlines.poll(&deadline, &owner()));
+        assert!(!deadlines.poll(deadline, &owner()));
         deadlines.release(deadline);
         assert!(deadlines.shared.shards.iter().all(|shard| lock(shard).slots.is_empty()));
     }

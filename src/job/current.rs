@@ -1,11 +1,11 @@
 //! The job that runs on this thread just now: what a handler sees of its own job, and how a layer
 //! knows that an outer one watches already.
 //!
-//! A thread-local frame is set around each poll. A request whose handler never asks for its job
-//! pays for the setting of the frame alone: no allocation, no extension in the request.
+//! A thread-local says which desk it is around each poll. A request whose handler never asks for
+//! its job pays for that alone: no allocation, no extension in the request.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -16,14 +16,33 @@ use super::{JobId, Progress, progress::Tracker};
 use crate::error::Error;
 
 thread_local! {
-    static CURRENT: Cell<Option<Frame>> = const { Cell::new(None) };
+    /// Who watches what runs on this thread: 0 for nobody, else the desk's identity. That is an
+    /// address, so its lowest bit is free: with it, the last of the frames is this desk's.
+    static DESK: Cell<usize> = const { Cell::new(0) };
+    static FRAMES: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) };
 }
 
+const HAS_FRAME: usize = 1;
+
+/// What is known of the job that runs, where there is something to know.
+#[derive(Default)]
 struct Frame {
-    /// Which `Offload` watches: the address of its state, which lives as long as the frame.
-    desk: usize,
     id: Option<JobId>,
     state: Option<Arc<JobState>>,
+}
+
+impl Frame {
+    fn job(&mut self) -> Job {
+        let state = self.state.get_or_insert_with(|| {
+            let state = JobState::default();
+            if let Some(id) = self.id {
+                // The cell was made a line above, so it is empty.
+                let _ = state.id.set(id);
+            }
+            Arc::new(state)
+        });
+        Job { state: Arc::clone(state) }
+    }
 }
 
 /// What a job and its handler share, made when the handler first asks for it.
@@ -106,13 +125,21 @@ impl Asked {
         self.state.clone().map(Said)
     }
 
+    /// Whether the handler has asked for its job.
+    #[inline]
+    pub(crate) fn is_something(&self) -> bool {
+        self.state.is_some()
+    }
+
     /// The handler has ended by itself: there is nothing to cancel.
+    #[inline]
     pub(crate) fn finished(&mut self) {
         self.state = None;
     }
 }
 
 impl Drop for Asked {
+    #[inline]
     fn drop(&mut self) {
         if let Some(state) = &self.state {
             state.canceled.cancel();
@@ -120,38 +147,68 @@ impl Drop for Asked {
     }
 }
 
-/// Runs `f`, a poll or a call of the inner service, as the job of this desk. `id` is the job's, from
-/// where it is registered on.
+/// Runs `f`, a poll of the inner service's future, as the job of this desk: see [`Current`].
+#[inline]
 pub(crate) fn within<R>(
     desk: usize,
     id: Option<JobId>,
     asked: &mut Asked,
     f: impl FnOnce() -> R,
 ) -> R {
-    let outer = CURRENT.replace(Some(Frame { desk, id, state: asked.state.take() }));
-    // Also when `f` panics: the next request on this thread must not see this one's job.
-    let _restore = Restore { outer, asked };
+    let _current = Current::enter(desk, id, asked);
     f()
 }
 
-struct Restore<'a> {
-    outer: Option<Frame>,
+/// Until this is dropped, what runs on this thread is the job of this desk; within another job of the
+/// same desk it is that one's. Dropped also by a panic: the next request on this thread must not see
+/// this one's job.
+pub(crate) struct Current<'a> {
     asked: &'a mut Asked,
+    desk: usize,
+    outer: usize,
 }
 
-impl Drop for Restore<'_> {
-    fn drop(&mut self) {
-        let frame = CURRENT.replace(self.outer.take());
-        self.asked.state = frame.and_then(|frame| frame.state);
+impl<'a> Current<'a> {
+    /// `id` is the job's, from where it is registered on.
+    #[inline]
+    pub(crate) fn enter(desk: usize, id: Option<JobId>, asked: &'a mut Asked) -> Self {
+        let outer = DESK.get();
+        if outer & !HAS_FRAME != desk {
+            DESK.set(desk);
+            if id.is_some() || asked.state.is_some() {
+                open(Frame { id, state: asked.state.take() });
+            }
+        }
+        Self { asked, desk, outer }
     }
+}
+
+impl Drop for Current<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.outer & !HAS_FRAME != self.desk {
+            if DESK.replace(self.outer) & HAS_FRAME != 0 {
+                self.asked.state = close().state;
+            }
+        }
+    }
+}
+
+/// Opens a frame for the desk that is the current one.
+#[cold]
+fn open(frame: Frame) {
+    FRAMES.with_borrow_mut(|frames| frames.push(frame));
+    DESK.set(DESK.get() | HAS_FRAME);
+}
+
+#[cold]
+fn close() -> Frame {
+    FRAMES.with_borrow_mut(Vec::pop).unwrap_or_default()
 }
 
 /// Whether a layer of this desk watches what runs on this thread.
 pub(crate) fn watched_by(desk: usize) -> bool {
-    let frame = CURRENT.take();
-    let watched = frame.as_ref().is_some_and(|frame| frame.desk == desk);
-    CURRENT.set(frame);
-    watched
+    DESK.get() & !HAS_FRAME == desk
 }
 
 /// The job that a handler runs as, or will run as if it outruns its budget.
@@ -207,20 +264,14 @@ impl Job {
     /// task that the handler has spawned, and where the request is not watched (its policy is
     /// `never`, say). Clone the `Job` into tasks and threads that need it.
     pub fn current() -> Option<Self> {
-        // Not there any more where a destructor of this thread's end asks.
-        let mut frame = CURRENT.try_with(Cell::take).ok()??;
-        let id = frame.id;
-        let state = frame.state.get_or_insert_with(|| {
-            let state = JobState::default();
-            if let Some(id) = id {
-                // The cell was made a line above, so it is empty.
-                let _ = state.id.set(id);
-            }
-            Arc::new(state)
-        });
-        let job = Self { state: Arc::clone(state) };
-        CURRENT.set(Some(frame));
-        Some(job)
+        let desk = DESK.get();
+        if desk == 0 {
+            return None;
+        }
+        if desk & HAS_FRAME == 0 {
+            open(Frame::default());
+        }
+        FRAMES.with_borrow_mut(|frames| frames.last_mut().map(Frame::job))
     }
 
     /// The id under which the job is known, or will be if it is taken off its connection.
@@ -303,41 +354,41 @@ mod tests {
     fn frames_nest_and_are_restored_by_a_panic() {
         assert!(Job::current().is_none());
         let (mut outer, mut inner) = (Asked::default(), Asked::default());
-        within(1, None, &mut outer, || {
+        within(2, None, &mut outer, || {
             let job = Job::current().unwrap();
-            within(2, None, &mut inner, || {
-                assert!(watched_by(2) && !watched_by(1));
+            within(4, None, &mut inner, || {
+                assert!(watched_by(4) && !watched_by(2));
                 assert_ne!(Job::current().unwrap().id(), job.id());
             });
             let panic = std::panic::catch_unwind(|| {
-                within(3, None, &mut Asked::default(), || panic!("handler"))
+                within(6, None, &mut Asked::default(), || panic!("handler"))
             });
             assert!(panic.is_err());
-            assert!(watched_by(1));
+            assert!(watched_by(2));
             assert_eq!(Job::current().unwrap().id(), job.id());
         });
-        assert!(!watched_by(1));
+        assert!(!watched_by(2));
         assert!(outer.state.is_some() && inner.state.is_some());
     }
 
     #[test]
     fn costs_nothing_unless_asked_for() {
         let mut asked = Asked::default();
-        within(1, None, &mut asked, || ());
+        within(2, None, &mut asked, || ());
         assert!(asked.state.is_none());
     }
 
     #[test]
     fn keeps_its_id_through_the_detach() {
         let mut asked = Asked::default();
-        let job = within(1, None, &mut asked, || Job::current().unwrap());
+        let job = within(2, None, &mut asked, || Job::current().unwrap());
         // The handler has asked for its job, and looks at the id later only.
         let registered = asked.id().unwrap();
         assert_eq!(job.id(), registered);
-        let after = within(1, Some(registered), &mut asked, || Job::current().unwrap().id());
+        let after = within(2, Some(registered), &mut asked, || Job::current().unwrap().id());
         assert_eq!(after, registered);
         let late =
-            within(1, Some(registered), &mut Asked::default(), || Job::current().unwrap().id());
+            within(2, Some(registered), &mut Asked::default(), || Job::current().unwrap().id());
         assert_eq!(late, registered);
     }
 
@@ -345,7 +396,7 @@ mod tests {
     fn is_canceled_unless_the_handler_has_finished() {
         for finished in [false, true] {
             let mut asked = Asked::default();
-            let token = within(1, None, &mut asked, || Job::current().unwrap().cancellation());
+            let token = within(2, None, &mut asked, || Job::current().unwrap().cancellation());
             if finished {
                 asked.finished();
             }

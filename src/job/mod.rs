@@ -11,7 +11,7 @@ mod progress;
 mod record;
 
 pub use current::Job;
-pub(crate) use current::{Asked, Said, watched_by, within};
+pub(crate) use current::{Asked, Current, Said, watched_by, within};
 pub use id::JobId;
 pub use outcome::Outcome;
 pub(crate) use outcome::OutcomeWriter;

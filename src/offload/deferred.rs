@@ -27,7 +27,7 @@ use tracing::Span;
 
 use super::{
     answer::{plain, refused},
-    layer::Shared,
+    layer::Route,
     whole::Whole,
 };
 use crate::{
@@ -40,14 +40,12 @@ use crate::{
 
 /// A request that is a job before its handler begins.
 pub(super) struct Deferred {
-    pub(super) shared: Arc<Shared>,
-    /// The policy's place in the table.
-    pub(super) policy: usize,
+    pub(super) route: Arc<Route>,
     /// How long the client waits for the response; `None`: until it is there.
     pub(super) patience: Option<Duration>,
     /// The preference to confirm in the 202.
     pub(super) applied: Option<Option<Duration>>,
-    pub(super) owner: Option<Box<Owner>>,
+    pub(super) owner: Option<Owner>,
     /// The hash of the owner and the `Idempotency-Key`.
     pub(super) key: Option<Digest>,
     pub(super) target: Option<PathAndQuery>,
@@ -62,7 +60,7 @@ pub(super) fn key_of(owner: &Owner, key: &str) -> Digest {
 
 impl Deferred {
     fn lane(&self) -> &Arc<Lane> {
-        self.shared.lane(self.policy)
+        &self.route.lane
     }
 
     /// The answer to the request. `service` is not readied.
@@ -85,7 +83,7 @@ impl Deferred {
             }
         }
         let (head, body) = request.into_parts();
-        let whole = match Whole::of(body, &self.shared.state).await {
+        let whole = match Whole::of(body, &self.route.state).await {
             Ok(whole) => whole,
             Err(problem) => return plain(self.unread(problem)),
         };
@@ -122,7 +120,7 @@ impl Deferred {
     fn claim(&self, method: &http::Method, whole: &Whole) -> Option<Claim> {
         let key = self.key?;
         let target = self.target.as_ref().map_or("", PathAndQuery::as_str);
-        let name = self.shared.policies.get(self.policy).label().map_or("", |name| name);
+        let name = self.route.policy.label().map_or("", |name| name);
         let parts = [method.as_str().as_bytes(), name.as_bytes(), target.as_bytes(), whole.data()];
         Some(Claim::new(key, Digest::of("request", &parts)))
     }
@@ -144,7 +142,7 @@ impl Deferred {
         ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         let admission = self.lane().enter()?;
-        let policy = self.shared.policies.get(self.policy);
+        let policy = &self.route.policy;
         let carried_on = claim.is_some() || policy.finishes();
         let record = self.record(&admission, claim).map_err(Refusal::Store)?;
         let work = Work {
@@ -152,7 +150,7 @@ impl Deferred {
             asked: Asked::default(),
             target: self.target.clone(),
             span: self.span.clone(),
-            run_time: self.shared.run_time(self.policy),
+            run_time: self.route.run_time(),
         };
         let launched = async move {
             let mut parts = Some((admission, record));
@@ -178,7 +176,7 @@ impl Deferred {
     }
 
     fn record(&self, admission: &Admission, claim: Option<Claim>) -> Result<Record, Error> {
-        let (id, now, ttl) = (JobId::random()?, SystemTime::now(), self.shared.ttl(self.policy));
+        let (id, now, ttl) = (JobId::random()?, SystemTime::now(), self.route.ttl());
         let mut record = match (admission, claim) {
             (Admission::Now(_), None) => Record::running(id, now, ttl),
             (Admission::Later(_), None) => Record::queued(id, now, ttl),
@@ -193,7 +191,7 @@ impl Deferred {
 
     /// The job that has the claim on this key, if there is one.
     async fn claimed(&self, claim: Option<&Claim>) -> Option<Record> {
-        self.shared.state.store.claimed(*claim?.key()).await.ok()?
+        self.route.state.store.claimed(*claim?.key()).await.ok()?
     }
 
     /// The answer of a job that was there before.
@@ -209,7 +207,7 @@ impl Deferred {
         if self.key.is_none() {
             return self.accepted(&record);
         }
-        let state = &self.shared.state;
+        let state = &self.route.state;
         if !record.status().is_end() {
             self.wait(record.id()).await;
         }
@@ -233,7 +231,7 @@ impl Deferred {
     }
 
     async fn wait(&self, id: JobId) {
-        let state = &self.shared.state;
+        let state = &self.route.state;
         match self.patience {
             None => state.ended(id, None).await,
             Some(Duration::ZERO) => {}
@@ -247,7 +245,7 @@ impl Deferred {
     }
 
     fn accepted(&self, record: &Record) -> Response<StatusBody> {
-        let state = &self.shared.state;
+        let state = &self.route.state;
         plain(wire::accepted(&state.urls, record, &state.outlook(record), self.applied))
     }
 }

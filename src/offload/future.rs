@@ -16,65 +16,90 @@ use tracing::Span;
 
 use super::{
     answer::{made, plain, refused},
-    layer::Shared,
     movable::Movable,
     rescue::Rescue,
-    watch::{Step, Watch},
+    stage::Step,
+    watch::Watch,
 };
 use crate::{
     body::{ResponseBody, StatusBody},
     error::BoxError,
-    job::within,
+    job::{Asked, Current},
     run::{Refusal, Registered, Work},
     wire,
 };
 
 /// The future of [`OffloadService`](super::OffloadService).
-pub struct ResponseFuture<F> {
-    /// `None` where the request is not watched. Dropped first, so that what the handler has started
-    /// elsewhere is told to stop before the handler's own drop may wait for it.
-    watch: Option<Watch>,
-    /// `None` once it is ready or was moved, and where the answer is ours from the start.
-    handler: Option<F>,
-    /// How the handler is finished if the client leaves; `None` where it is not. Boxed, since most
-    /// have none.
-    rescue: Option<Box<Rescue<F>>>,
-    /// The answer, where no handler is polled for it.
-    ours: Option<Pin<Box<dyn Future<Output = Response<StatusBody>> + Send>>>,
+// The bounds are those of its drop, which may have to spawn the handler.
+pub struct ResponseFuture<F: Future<Output: Send> + Send + 'static> {
+    source: Source<F>,
 }
 
-impl<F> ResponseFuture<F> {
-    /// Of a request that the layer has nothing to do with.
+/// Where the response comes from.
+enum Source<F> {
+    /// The handler of a request that the layer has nothing to do with.
+    Through(F),
+    Watched {
+        /// Dropped first, so that what the handler has started elsewhere is told to stop before the
+        /// handler's own drop may wait for it.
+        watch: Watch,
+        handler: F,
+    },
+    /// The answer is ours; no handler is polled for it.
+    Ours(Pin<Box<dyn Future<Output = Response<StatusBody>> + Send>>),
+    /// It is there, or the handler was moved.
+    Given,
+}
+
+impl<F: Future<Output: Send> + Send + 'static> ResponseFuture<F> {
+    #[inline]
     pub(super) fn through(handler: F) -> Self {
-        Self { watch: None, handler: Some(handler), rescue: None, ours: None }
+        Self { source: Source::Through(handler) }
     }
 
-    pub(super) fn watched(handler: F, watch: Watch, rescue: Option<Box<Rescue<F>>>) -> Self {
-        Self { watch: Some(watch), handler: Some(handler), rescue, ours: None }
+    #[inline]
+    pub(super) fn watched(watch: Watch, handler: F) -> Self {
+        Self { source: Source::Watched { watch, handler } }
     }
 
     pub(super) fn ours(
         answer: impl Future<Output = Response<StatusBody>> + Send + 'static,
     ) -> Self {
-        Self { watch: None, handler: None, rescue: None, ours: Some(Box::pin(answer)) }
+        Self { source: Source::Ours(Box::pin(answer)) }
     }
-}
 
-impl<F> Drop for ResponseFuture<F> {
-    /// The client has left, or has its answer: then there is no handler any more.
-    fn drop(&mut self) {
-        let rescue = self.rescue.take().filter(|_| self.watch.as_ref().is_some_and(Watch::is_over));
-        if let Some(rescue) = rescue {
-            if let (Some(handler), Some(watch)) = (self.handler.take(), self.watch.take()) {
+    /// Finishes the handler of a client that has left.
+    #[cold]
+    fn finish(&mut self, rescue: Rescue) {
+        if let Source::Watched { watch, handler } =
+            std::mem::replace(&mut self.source, Source::Given)
+        {
+            if watch.is_over() {
                 rescue.finish(handler, watch);
             }
         }
     }
 }
 
-impl<F> std::fmt::Debug for ResponseFuture<F> {
+impl<F: Future<Output: Send> + Send + 'static> Drop for ResponseFuture<F> {
+    /// The client has left, or has its answer: then there is no rescue any more.
+    #[inline]
+    fn drop(&mut self) {
+        if let Source::Watched { watch, .. } = &mut self.source {
+            if let Some(rescue) = watch.take_rescue() {
+                self.finish(rescue);
+            }
+        }
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> std::fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ResponseFuture").field("watch", &self.watch).finish_non_exhaustive()
+        let watch = match &self.source {
+            Source::Watched { watch, .. } => Some(watch),
+            _ => None,
+        };
+        f.debug_struct("ResponseFuture").field("watch", &watch).finish_non_exhaustive()
     }
 }
 
@@ -86,41 +111,29 @@ where
 {
     type Output = Result<Response<ResB>, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if let Some(answer) = &mut this.ours {
-            return answer.as_mut().poll(cx).map(|answer| Ok(made(answer)));
-        }
-        #[expect(clippy::expect_used, reason = "as every future")]
-        let handler = this.handler.as_mut().expect("polled after it was ready");
-        let Some(watch) = &mut this.watch else {
-            return Pin::new(handler).poll(cx);
+        let (watch, handler) = match &mut this.source {
+            Source::Through(handler) => return Pin::new(handler).poll(cx),
+            Source::Watched { watch, handler } if watch.is_simple() => (watch, handler),
+            _ => return this.poll_more(cx),
         };
-        if let Some(refusal) = watch.start(cx) {
-            return Poll::Ready(Ok(this.refuse(refusal)));
+        let mut asked = Asked::default();
+        let current = Current::enter(watch.identity(), None, &mut asked);
+        let polled = Pin::new(handler).poll(cx);
+        drop(current);
+        if polled.is_ready() {
+            asked.finished();
+            watch.end();
+            return polled;
         }
-        if !watch.is_unpolled() {
-            let (identity, id) = (watch.shared.state.identity(), watch.registering());
-            // Not there while the handler is polled: a panic unwinds through here, and a future that
-            // has panicked must not be polled again.
-            let rescue = this.rescue.take();
-            let polled = within(identity, id, &mut watch.asked, || Pin::new(handler).poll(cx));
-            this.rescue = rescue;
-            if let Poll::Ready(response) = polled {
-                watch.asked.finished();
-                // Also takes back a registration.
-                this.watch = None;
-                this.handler = None;
-                return Poll::Ready(response);
-            }
+        if asked.is_something() {
+            watch.special_mut().asked = asked;
         }
-        loop {
-            match watch.step(cx) {
-                Step::Wait => return Poll::Pending,
-                Step::Next(stage) => watch.enter(stage),
-                Step::Detach(registered) => return Poll::Ready(Ok(this.detach(registered))),
-                Step::Refuse(refusal) => return Poll::Ready(Ok(this.refuse(refusal))),
-            }
+        match watch.is_waiting(cx) {
+            true => Poll::Pending,
+            false => this.pending(cx),
         }
     }
 }
@@ -131,21 +144,67 @@ where
     ResB: ResponseBody + Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     E: Into<BoxError> + Send + 'static,
 {
+    /// Polls where there is more to do than to poll a handler.
+    #[inline(never)]
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<ResB>, E>> {
+        let (watch, handler) = match &mut self.source {
+            Source::Watched { watch, handler } => (watch, handler),
+            Source::Ours(answer) => return answer.as_mut().poll(cx).map(|answer| Ok(made(answer))),
+            Source::Through(_) | Source::Given => panic!("polled after it was ready"),
+        };
+        if watch.is_unbegun() {
+            if let Some(refusal) = watch.begin(cx) {
+                return Poll::Ready(Ok(self.refuse(refusal)));
+            }
+        }
+        if !watch.is_unpolled() {
+            let (identity, id) = (watch.identity(), watch.registering());
+            let special = watch.special_mut();
+            // Not there while the handler is polled: a panic unwinds through here, and a future that
+            // has panicked must not be polled again.
+            let rescue = special.rescue.take();
+            let current = Current::enter(identity, id, &mut special.asked);
+            let polled = Pin::new(handler).poll(cx);
+            drop(current);
+            if polled.is_ready() {
+                watch.end();
+                return polled;
+            }
+            special.rescue = rescue;
+        }
+        self.pending(cx)
+    }
+
+    /// What is to be done while the handler is pending.
+    fn pending(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<ResB>, E>> {
+        while let Source::Watched { watch, .. } = &mut self.source {
+            match watch.step(cx) {
+                Step::Wait => break,
+                Step::Next(stage) => watch.enter(stage),
+                Step::Detach(registered) => return Poll::Ready(Ok(self.detach(registered))),
+                Step::Refuse(refusal) => return Poll::Ready(Ok(self.refuse(refusal))),
+            }
+        }
+        Poll::Pending
+    }
+
     /// The move: nothing here can fail or wait, so the job is promised and runs, or neither.
     fn detach(&mut self, registered: Registered) -> Response<ResB> {
-        let (Some(future), Some(mut watch)) = (self.handler.take(), self.watch.take()) else {
+        let source = std::mem::replace(&mut self.source, Source::Given);
+        let Source::Watched { mut watch, handler } = source else {
             unreachable!("only a watched handler that is still there is detached");
         };
-        let Shared { state, .. } = &*watch.shared;
+        let state = &watch.route.state;
         let record = registered.record();
         let outlook = state.outlook(record);
-        let answer = wire::accepted(&state.urls, record, &outlook, watch.plan.applied);
+        let answer = wire::accepted(&state.urls, record, &outlook, watch.applied());
         let work = Work {
-            future,
-            asked: std::mem::take(&mut watch.asked),
-            target: watch.target.take(),
-            span: std::mem::replace(&mut watch.span, Span::none()),
-            run_time: watch.shared.run_time(watch.policy),
+            future: handler,
+            asked: watch.take_asked(),
+            target: Some(watch.target().clone()),
+            // Whatever polls a handler does so in its span.
+            span: Span::current(),
+            run_time: watch.route.run_time(),
         };
         work.spawn(registered);
         // Its drop lets the handler see the end of its body.
@@ -155,9 +214,10 @@ where
 
     /// The handler is dropped, or was never begun.
     fn refuse(&mut self, refusal: Refusal) -> Response<ResB> {
-        let watch = self.watch.take();
-        self.handler = None;
-        let answer = watch.map(|watch| refused(refusal, watch.lane()));
-        made(plain(answer.unwrap_or_else(|| Response::new(Bytes::new()))))
+        let answer = match std::mem::replace(&mut self.source, Source::Given) {
+            Source::Watched { watch, .. } => refused(refusal, watch.lane()),
+            _ => Response::new(Bytes::new()),
+        };
+        made(plain(answer))
     }
 }

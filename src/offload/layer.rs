@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::Request;
 use tower_layer::Layer;
 
-use super::{Boxed, OffloadService};
+use super::{Boxed, OffloadService, stage::Stage};
 use crate::{
-    policy::{Policies, Policy},
+    policy::{Head, Keys, Policies, Policy, Start},
     run::{Lane, State},
 };
 
@@ -23,31 +24,105 @@ pub struct OffloadLayer {
 pub(super) struct Shared {
     pub(super) state: Arc<State>,
     pub(super) policies: Policies,
-    /// The share of the places that each policy has, in the order of the policies.
-    lanes: Box<[Arc<Lane>]>,
+    /// What goes with each policy, in their order.
+    routes: Box<[Arc<Route>]>,
+}
+
+/// What goes with a policy. Each request that is watched has a hold of its own, to last until its
+/// end.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) state: Arc<State>,
+    pub(super) policy: Policy,
+    /// The share of the places that the policy has.
+    pub(super) lane: Arc<Lane>,
+    usual: Usual,
+}
+
+/// What becomes of a request whose head says nothing special: known from the start, so that the
+/// service has to ask one thing only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Usual {
+    /// Passed on, whatever its head says.
+    Never,
+    /// Passed on.
+    Through,
+    /// Watched.
+    Watched,
+    /// Watched, and a job from the start.
+    Spawned,
+    /// There is more to ask: owners, keys, a queue, clients that leave.
+    Asked,
+}
+
+/// What the policy and the head of a request say of it.
+pub(super) enum FirstLook {
+    Through,
+    /// Watched as its policy says, from this stage on.
+    Watched(Stage),
+    /// There is more to ask.
+    Asked(Head),
+}
+
+impl Usual {
+    fn of(policy: &Policy, state: &State) -> Self {
+        let asked = state.owner_of.is_some()
+            || policy.keys() != Keys::Ignored
+            || policy.finishes()
+            || policy.waiting() > 0;
+        match policy.usual_start() {
+            _ if policy.is_never() => Self::Never,
+            _ if asked => Self::Asked,
+            None => Self::Through,
+            Some(Start::Spawned) => Self::Spawned,
+            Some(_) => Self::Watched,
+        }
+    }
 }
 
 impl Shared {
-    pub(super) fn lane(&self, policy: usize) -> &Arc<Lane> {
-        &self.lanes[policy]
+    #[inline]
+    pub(super) fn route(&self, policy: usize) -> &Arc<Route> {
+        &self.routes[policy]
+    }
+}
+
+impl Route {
+    /// What becomes of a request, if its policy and its head are enough to say so.
+    #[inline]
+    pub(super) fn first_look<B>(&self, request: &Request<B>) -> FirstLook {
+        if self.usual == Usual::Never {
+            return FirstLook::Through;
+        }
+        match (Head::of(request), self.usual) {
+            (Head::Exempt, _) | (Head::Plain, Usual::Through) => FirstLook::Through,
+            (Head::Plain, Usual::Watched) => FirstLook::Watched(Stage::Started),
+            (Head::Plain, Usual::Spawned) => FirstLook::Watched(Stage::Unbegun),
+            (head, _) => FirstLook::Asked(head),
+        }
     }
 
     /// How long a job may run.
-    pub(super) fn run_time(&self, policy: usize) -> Duration {
+    pub(super) fn run_time(&self) -> Duration {
         let limit = self.state.limits.max_run_time;
-        self.policies.get(policy).run_time().map_or(limit, |own| own.min(limit))
+        self.policy.run_time().map_or(limit, |own| own.min(limit))
     }
 
     /// How long a job is kept after its end.
-    pub(super) fn ttl(&self, policy: usize) -> Duration {
-        self.policies.get(policy).kept_for().unwrap_or(self.state.limits.ttl)
+    pub(super) fn ttl(&self) -> Duration {
+        self.policy.kept_for().unwrap_or(self.state.limits.ttl)
     }
 }
 
 impl OffloadLayer {
     pub(crate) fn new(state: Arc<State>, policies: Policies) -> Self {
-        let lanes = policies.all().map(|policy| lane(&state, policy)).collect();
-        Self { shared: Arc::new(Shared { state, policies, lanes }) }
+        let route = |policy: &Policy| {
+            let (state, usual) = (Arc::clone(&state), Usual::of(policy, &state));
+            let lane = lane(&state, policy);
+            Arc::new(Route { state, policy: policy.clone(), lane, usual })
+        };
+        let routes = policies.all().map(route).collect();
+        Self { shared: Arc::new(Shared { state, policies, routes }) }
     }
 
     pub(crate) fn state(&self) -> &Arc<State> {

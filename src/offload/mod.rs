@@ -9,6 +9,7 @@ mod layer;
 mod movable;
 mod rescue;
 mod service;
+mod stage;
 mod upload;
 mod watch;
 mod whole;

@@ -2,57 +2,40 @@
 
 use std::future::Future;
 
-use http::Response;
 use tokio::runtime::Handle;
 use tracing::Span;
 
 use super::watch::Watch;
 use crate::run::Left;
 
-/// How to finish a handler. Made at the call: a drop may be on a plain thread, and knows nothing of
-/// what the handler's future is.
-pub(super) struct Rescue<F> {
+/// Where to finish a handler. Made at the call: a drop may be on a plain thread, and in any span.
+#[derive(Debug)]
+pub(super) struct Rescue {
     runtime: Handle,
-    finish: fn(F, Watch, &Handle),
+    span: Span,
 }
 
-impl<F, B, E> Rescue<F>
-where
-    F: Future<Output = Result<Response<B>, E>> + Send + 'static,
-    B: Send,
-    E: Send,
-{
+impl Rescue {
     /// `None` outside of a runtime, where nothing can be finished.
-    pub(super) fn here() -> Option<Box<Self>> {
-        let runtime = Handle::try_current().ok()?;
-        Some(Box::new(Self { runtime, finish }))
+    pub(super) fn here() -> Option<Self> {
+        Some(Self { runtime: Handle::try_current().ok()?, span: Span::current() })
     }
-}
 
-impl<F> Rescue<F> {
-    pub(super) fn finish(self, handler: F, watch: Watch) {
-        (self.finish)(handler, watch, &self.runtime);
-    }
-}
-
-fn finish<F>(future: F, mut watch: Watch, runtime: &Handle)
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    let was_refused = watch.was_refused();
-    // Gives back the place of a job that was being registered, before it is asked for one. Where a
-    // slow store has that job, or may have it, the place is free when it lets go of it.
-    watch.detach();
-    let left = Left {
-        future,
-        asked: std::mem::take(&mut watch.asked),
-        span: std::mem::replace(&mut watch.span, Span::none()),
-        run_time: watch.shared.run_time(watch.policy),
-    };
-    if let Err(refusal) = left.finish(watch.lane(), runtime) {
-        tracing::debug!(?refusal, "no place to finish the work of a client that left");
-        if !was_refused {
-            watch.lane().refuse();
+    pub(super) fn finish<F>(self, future: F, mut watch: Watch)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let was_refused = watch.was_refused();
+        // Gives back the place of a job that was being registered, before it is asked for one. Where
+        // a slow store has that job, or may have it, the place is free when it lets go of it.
+        watch.detach();
+        let run_time = watch.route.run_time();
+        let left = Left { future, asked: watch.take_asked(), span: self.span, run_time };
+        if let Err(refusal) = left.finish(watch.lane(), &self.runtime) {
+            tracing::debug!(?refusal, "no place to finish the work of a client that left");
+            if !was_refused {
+                watch.lane().refuse();
+            }
         }
     }
 }

@@ -18,18 +18,17 @@ use super::{
     Answers, Movable, ResponseFuture,
     answer::plain,
     deferred::{Deferred, key_of},
-    layer::Shared,
+    layer::{FirstLook, Route, Shared},
     rescue::Rescue,
-    upload,
-    watch::Watch,
+    watch::{Watch, target_of},
 };
 use crate::{
     body::{RequestBody, ResponseBody},
     error::BoxError,
-    job::{Owner, watched_by, within},
-    policy::{Keys, Policy, Start, is_exempt},
-    run::OwnerOf,
-    wire::{self, Problem},
+    job::{Asked, Current, Owner, watched_by},
+    policy::{Head, Keys, Policy},
+    run::{OwnerOf, State},
+    wire::{self, Preferences, Problem},
 };
 
 /// Takes slow requests off their connection. Made by [`OffloadLayer`](super::OffloadLayer).
@@ -47,27 +46,16 @@ impl<S> OffloadService<S> {
         Self { inner, shared }
     }
 
-    /// The policy's place in the table, if it may take this request off its connection. The cheapest
-    /// first: `never` looks at nothing.
-    fn policy<B>(&self, request: &Request<B>) -> Option<usize> {
-        let policies = &self.shared.policies;
-        let index = policies.find(request);
-        (!policies.get(index).is_never() && !is_exempt(request)).then_some(index)
-    }
-
-    /// Whether this is a request for the status service, or one that an outer layer watches already.
-    fn is_seen_to<B>(&self, request: &Request<B>) -> bool {
-        let state = &self.shared.state;
-        state.urls.is_status_path(request.uri().path()) || watched_by(state.identity())
-    }
-
-    /// What becomes of a request that its policy may take off its connection.
-    fn way<B>(&self, index: usize, request: Request<B>) -> (Way, Request<B>) {
-        let Shared { state, policies, .. } = &*self.shared;
-        let policy = policies.get(index);
-        let plan = policy.plan(request.headers(), state.limits.max_wait);
+    /// What becomes of a request where there is more to ask.
+    fn way<B>(&self, route: &Arc<Route>, head: Head, request: Request<B>) -> (Way, Request<B>) {
+        let Route { state, policy, .. } = &**route;
+        let prefers = match head {
+            Head::Prefers => Preferences::of(request.headers()),
+            _ => Preferences::default(),
+        };
+        let plan = policy.plan(prefers, state.limits.max_wait);
         let key = key(policy, &request);
-        if plan.is_none() && key == Ok(None) || self.is_seen_to(&request) {
+        if plan.is_none() && key == Ok(None) || is_seen_to(state, &request) {
             return (Way::Through, request);
         }
         let key = match key {
@@ -83,26 +71,31 @@ impl<S> OffloadService<S> {
                 false => (Way::Through, request),
             };
         }
-        let target = request.uri().path_and_query().cloned();
-        let key = key.and_then(|key| Some(key_of(owner.as_deref()?, &key)));
-        let shared = Arc::clone(&self.shared);
+        let target = target_of(&request);
+        let key = key.and_then(|key| Some(key_of(owner.as_ref()?, &key)));
+        let route = Arc::clone(route);
         let way = match plan {
             Some(plan) if key.is_none() && !(policy.is_always() && policy.waiting() > 0) => {
-                Way::Watched(Watch::new(shared, index, plan, target, owner))
+                let rescue = if policy.finishes() { Rescue::here() } else { None };
+                Way::Watched(Watch::special(route, target, plan, owner, rescue))
             }
-            plan => Way::Deferred(Deferred {
+            plan => Way::Deferred(Box::new(Deferred {
                 patience: plan.map(|plan| plan.start.budget()),
                 applied: plan.and_then(|plan| plan.applied),
                 span: Span::current(),
-                policy: index,
-                shared,
+                route,
                 owner,
                 key,
-                target,
-            }),
+                target: Some(target),
+            })),
         };
         (way, request)
     }
+}
+
+/// Whether this is a request for the status service, or one that an outer layer watches already.
+fn is_seen_to<B>(state: &Arc<State>, request: &Request<B>) -> bool {
+    state.urls.is_status_path(request.uri().path()) || watched_by(state.identity())
 }
 
 /// What becomes of a request.
@@ -110,13 +103,13 @@ enum Way {
     /// The layer has nothing to do with it.
     Through,
     Watched(Watch),
-    Deferred(Deferred),
-    Answered(Response<Bytes>),
+    Deferred(Box<Deferred>),
+    Answered(Box<Response<Bytes>>),
 }
 
 impl Way {
     fn refused(problem: Problem) -> Self {
-        Self::Answered(wire::problem_answer(problem, None))
+        Self::Answered(Box::new(wire::problem_answer(problem, None)))
     }
 }
 
@@ -135,10 +128,10 @@ fn key<B>(policy: &Policy, request: &Request<B>) -> Result<Option<String>, Probl
 }
 
 /// Whose request it is.
-fn owner<B>(owner_of: Option<&OwnerOf>, request: Request<B>) -> (Option<Box<Owner>>, Request<B>) {
+fn owner<B>(owner_of: Option<&OwnerOf>, request: Request<B>) -> (Option<Owner>, Request<B>) {
     let Some(owner_of) = owner_of else { return (None, request) };
     let (head, body) = request.into_parts();
-    (owner_of(&head).map(Box::new), Request::from_parts(head, body))
+    (owner_of(&head), Request::from_parts(head, body))
 }
 
 impl<S, ReqB, ResB> Service<Request<ReqB>> for OffloadService<S>
@@ -158,13 +151,53 @@ where
         self.inner.poll_ready(cx)
     }
 
+    /// The cheapest is asked first: nearly every request is answered within its budget, and what
+    /// matters only to the others waits until then (`watch.rs`). A request is some 250 bytes, so it is
+    /// moved no more than it must be.
+    #[inline]
     fn call(&mut self, request: Request<ReqB>) -> Self::Future {
-        let Some(policy) = self.policy(&request) else {
-            return ResponseFuture::through(self.inner.call(request));
-        };
-        match self.way(policy, request) {
+        let route = self.shared.route(self.shared.policies.find(&request));
+        match route.first_look(&request) {
+            FirstLook::Through => ResponseFuture::through(self.inner.call(request)),
+            // A body that is over at the call needs no watching, and is passed on as it is.
+            FirstLook::Watched(stage) if request.body().is_end_stream() => {
+                let watch = Watch::new(Arc::clone(route), target_of(&request), stage);
+                watched(&mut self.inner, watch, request)
+            }
+            FirstLook::Watched(stage) => {
+                let watch = Watch::new(Arc::clone(route), target_of(&request), stage);
+                uploading(&mut self.inner, watch, request)
+            }
+            FirstLook::Asked(head) => {
+                let route = Arc::clone(route);
+                self.asked(&route, head, request)
+            }
+        }
+    }
+}
+
+impl<S> OffloadService<S> {
+    /// Calls the service, or not, where there is more to ask.
+    #[inline(never)]
+    fn asked<ReqB, ResB>(
+        &mut self,
+        route: &Arc<Route>,
+        head: Head,
+        request: Request<ReqB>,
+    ) -> ResponseFuture<S::Future>
+    where
+        S: Service<Request<ReqB>, Response = Response<ResB>> + Clone + Send + 'static,
+        S::Error: Into<BoxError> + Send + 'static,
+        S::Future: Send + 'static,
+        ReqB: RequestBody,
+        ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        match self.way(route, head, request) {
             (Way::Through, request) => ResponseFuture::through(self.inner.call(request)),
-            (Way::Watched(watch), request) => self.watched(watch, request),
+            (Way::Watched(watch), request) if request.body().is_end_stream() => {
+                watched(&mut self.inner, watch, request)
+            }
+            (Way::Watched(watch), request) => uploading(&mut self.inner, watch, request),
             (Way::Deferred(deferred), request) => {
                 // What was readied may hold a permit: it is given back, and the job's turn readies
                 // another.
@@ -172,42 +205,40 @@ where
                 self.inner = service.clone();
                 ResponseFuture::ours(deferred.answer(service, request))
             }
-            (Way::Answered(answer), _) => ResponseFuture::ours(std::future::ready(plain(answer))),
+            (Way::Answered(answer), _) => ResponseFuture::ours(std::future::ready(plain(*answer))),
         }
     }
 }
 
-impl<S> OffloadService<S> {
-    /// Calls the service with a request that is watched.
-    fn watched<ReqB, ResB>(
-        &mut self,
-        mut watch: Watch,
-        request: Request<ReqB>,
-    ) -> ResponseFuture<S::Future>
-    where
-        S: Service<Request<ReqB>, Response = Response<ResB>>,
-        S::Error: Send + 'static,
-        S::Future: Send + 'static,
-        ReqB: RequestBody,
-        ResB: Send + 'static,
-    {
-        // A body that is over at the call needs no watching, and is passed on as it is.
-        let request = match request.body().is_end_stream() {
-            true => request,
-            false => request.map(|body| {
-                let hold_end = watch.plan.start == Start::Spawned;
-                let (body, upload) = upload::watch(body, &self.shared.state, hold_end);
-                watch.upload = Some(upload);
-                body
-            }),
-        };
-        let finishes = self.shared.policies.get(watch.policy).finishes();
-        let identity = self.shared.state.identity();
-        let inner = &mut self.inner;
-        let handler = within(identity, None, &mut watch.asked, || inner.call(request));
-        let rescue = if finishes { Rescue::here() } else { None };
-        ResponseFuture::watched(handler, watch, rescue)
+/// Calls the service with a request that is watched.
+#[inline]
+fn watched<S, B>(inner: &mut S, mut watch: Watch, request: Request<B>) -> ResponseFuture<S::Future>
+where
+    S: Service<Request<B>, Future: Future<Output: Send> + Send + 'static>,
+{
+    let mut asked = Asked::default();
+    let current = Current::enter(watch.identity(), None, &mut asked);
+    let handler = inner.call(request);
+    drop(current);
+    if asked.is_something() {
+        watch.special_mut().asked = asked;
     }
+    ResponseFuture::watched(watch, handler)
+}
+
+/// The same for one whose body is not over.
+#[inline(never)]
+fn uploading<S, B>(
+    inner: &mut S,
+    mut watch: Watch,
+    request: Request<B>,
+) -> ResponseFuture<S::Future>
+where
+    S: Service<Request<B>, Future: Future<Output: Send> + Send + 'static>,
+    B: RequestBody,
+{
+    let request = request.map(|body| watch.upload(body));
+    watched(inner, watch, request)
 }
 
 /// The service inside, with its futures boxed.

@@ -33,6 +33,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http_body::{Body, Frame, SizeHint};
 use tokio::task::coop::unconstrained;
 
@@ -51,6 +52,7 @@ trait Control: Send + Sync {
     fn poll_over(&self, cx: &mut Context<'_>, drain: &mut bool) -> Standing;
     fn is_over(&self) -> bool;
     fn unwatch(&self);
+    fn target(&self) -> &PathAndQuery;
 }
 
 /// The handler's side: the body as the handler sees it.
@@ -61,6 +63,8 @@ struct Watched<B: Body> {
 struct Shared<B: Body> {
     wire: Mutex<Wire<B>>,
     state: Arc<State>,
+    /// The request's path: kept here, since a request is moved with room for it or for this.
+    target: PathAndQuery,
 }
 
 struct Wire<B: Body> {
@@ -99,8 +103,14 @@ pub(super) enum Standing {
     Broken,
 }
 
-/// Watches this body. With `hold_end` the handler does not see its end while it is watched.
-pub(super) fn watch<B: RequestBody>(body: B, state: &Arc<State>, hold_end: bool) -> (B, Upload) {
+/// Watches the body of a request for this path. With `hold_end` the handler does not see its end
+/// while it is watched.
+pub(super) fn watch<B: RequestBody>(
+    body: B,
+    target: PathAndQuery,
+    state: &Arc<State>,
+    hold_end: bool,
+) -> (B, Upload) {
     let wire = Wire {
         body: Some(body),
         spent: None,
@@ -114,7 +124,7 @@ pub(super) fn watch<B: RequestBody>(body: B, state: &Arc<State>, hold_end: bool)
         reader: None,
         layer: None,
     };
-    let shared = Arc::new(Shared { wire: Mutex::new(wire), state: Arc::clone(state) });
+    let shared = Arc::new(Shared { wire: Mutex::new(wire), state: Arc::clone(state), target });
     let watched = B::from_watched(Watched { shared: Arc::clone(&shared) });
     (watched, Upload(shared))
 }
@@ -138,6 +148,10 @@ impl Upload {
     /// Whether the body has ended, or was dropped by the handler. One that broke off is not over.
     pub(super) fn is_over(&self) -> bool {
         self.0.is_over()
+    }
+
+    pub(super) fn target(&self) -> &PathAndQuery {
+        self.0.target()
     }
 }
 
@@ -188,6 +202,10 @@ impl<B: RequestBody> Control for Shared<B> {
         drop(wire);
         drop(layer);
         wake(reader);
+    }
+
+    fn target(&self) -> &PathAndQuery {
+        &self.target
     }
 }
 
@@ -428,7 +446,8 @@ mod tests {
         }
 
         fn watched(&self, state: &Arc<State>, hold_end: bool) -> (Body, Upload) {
-            watch(UnsyncBoxBody::new(Fake(self.clone())), state, hold_end)
+            let target = PathAndQuery::from_static("/");
+            watch(UnsyncBoxBody::new(Fake(self.clone())), target, state, hold_end)
         }
 
         fn send(&self, event: Option<io::Result<Frame<Bytes>>>) {

@@ -1,16 +1,6 @@
 //! A request that is watched: what becomes of it while its handler is pending.
 //!
-//! ```text
-//!                     handler ready: its response, whatever the stage
-//!  Started ──▶ Armed ──budget──▶ Uploading ──body over──▶ Registering ──▶ detached: 202
-//!     │           ▲                 │    │                     │
-//!     │           └─one more budget─┘    │ body broken         │ refused
-//!     │                                  ▼                     ▼
-//!     │                               Attached ◀───(after)─────┴──(always)──▶ 503
-//!     └──(always, body over at the call)──────▶ Registering, the handler not yet polled
-//! ```
-//!
-//! `Attached` is the end of all watching: the request goes on as if the layer were not there.
+//! Its stages, and how they follow each other: `stage.rs`.
 
 use std::{
     future::Future,
@@ -20,129 +10,200 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::uri::PathAndQuery;
-use tracing::Span;
+use http::{Request, uri::PathAndQuery};
 
 use super::{
-    layer::Shared,
-    upload::{Standing, Upload},
+    layer::Route,
+    rescue::Rescue,
+    stage::{Stage, Step},
+    upload::{self, Standing, Upload},
 };
 use crate::{
+    body::RequestBody,
     deadlines::Deadline,
     error::Error,
-    job::{Asked, JobId, Owner, Record},
+    job::{Asked, JobId, Owner, Record, watched_by},
     policy::{Plan, Start},
-    run::{Admission, Lane, Refusal, Registered, Registering},
+    run::{Admission, Lane, Refusal, Registering},
 };
 
-/// A request that is watched.
+/// A request that is watched. Each is moved with room for this, so it is kept small: see the assertion
+/// below.
 #[derive(Debug)]
 pub(super) struct Watch {
-    pub(super) shared: Arc<Shared>,
-    /// The policy's place in the table.
-    pub(super) policy: usize,
-    pub(super) plan: Plan,
-    pub(super) target: Option<PathAndQuery>,
-    /// The span that was current at the call.
-    pub(super) span: Span,
-    /// Whose it is, where owners are told apart. Boxed, since it is moved with each request, and
-    /// hashed for few.
-    owner: Option<Box<Owner>>,
-    /// `None` where the body was over at the call, or is not watched any more.
-    pub(super) upload: Option<Upload>,
-    /// The body is not over, or was not when its watching ended.
-    is_open: bool,
-    pub(super) asked: Asked,
+    pub(super) route: Arc<Route>,
+    of: Of,
+    special: Option<Box<Special>>,
     stage: Stage,
 }
 
+/// With a handler's future of 64 bytes it makes a response future of 128, the most that rustc moves
+/// without a call of `memcpy`.
+const _: () = assert!(size_of::<Watch>() <= 64);
+
+/// What is watched of a request.
 #[derive(Debug)]
-pub(super) enum Stage {
-    Started,
-    Armed(Deadline),
-    /// Waits for the body to be over; with `drain`, the wire is still read into the buffer.
-    Uploading {
-        drain: bool,
-    },
-    /// Boxed, since nearly no request comes to it, and each is moved with room for it.
-    Registering(Box<Registering>),
-    Attached,
+enum Of {
+    /// Its path alone: the body was over at the call, or is not watched any more.
+    Target(PathAndQuery),
+    /// Its body, which has the path.
+    Upload(Upload),
 }
 
-/// What one look at a stage comes to.
-pub(super) enum Step {
-    Wait,
-    Next(Stage),
-    Detach(Registered),
-    Refuse(Refusal),
+/// What nearly no request has.
+#[derive(Debug, Default)]
+pub(super) struct Special {
+    /// What the handler has asked for of its job.
+    pub(super) asked: Asked,
+    /// How it is watched, where its policy does not say so.
+    plan: Option<Plan>,
+    /// Whose it is, where owners are told apart.
+    owner: Option<Owner>,
+    /// How its handler is finished if the client leaves; `None` where it is not.
+    pub(super) rescue: Option<Rescue>,
+    registering: Option<Registering>,
+}
+
+/// The path that references in the response are relative to.
+pub(super) fn target_of<B>(request: &Request<B>) -> PathAndQuery {
+    // Only `CONNECT` has none (RFC 9112, section 3.2.3), and is never watched.
+    let none = || PathAndQuery::from_static("/");
+    request.uri().path_and_query().map_or_else(none, Clone::clone)
 }
 
 impl Watch {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        policy: usize,
+    #[inline]
+    pub(super) fn new(route: Arc<Route>, target: PathAndQuery, stage: Stage) -> Self {
+        Self { route, of: Of::Target(target), special: None, stage }
+    }
+
+    /// A request that has something of its own.
+    pub(super) fn special(
+        route: Arc<Route>,
+        target: PathAndQuery,
         plan: Plan,
-        target: Option<PathAndQuery>,
-        owner: Option<Box<Owner>>,
+        owner: Option<Owner>,
+        rescue: Option<Rescue>,
     ) -> Self {
-        Self {
-            shared,
-            policy,
-            plan,
-            target,
-            span: Span::current(),
-            owner,
-            upload: None,
-            is_open: false,
-            asked: Asked::default(),
-            stage: Stage::Started,
+        let mut watch = Self::new(route, target, Stage::Started);
+        let special = Special { plan: Some(plan), owner, rescue, ..Special::default() };
+        watch.special = Some(Box::new(special));
+        if watch.start() == Start::Spawned {
+            watch.stage = Stage::Unbegun;
         }
+        watch
+    }
+
+    /// Watches this body.
+    pub(super) fn upload<B: RequestBody>(&mut self, body: B) -> B {
+        let target = self.target().clone();
+        let (body, upload) = upload::watch(body, target, &self.route.state, self.is_unbegun());
+        self.of = Of::Upload(upload);
+        body
     }
 
     pub(super) fn lane(&self) -> &Arc<Lane> {
-        self.shared.lane(self.policy)
+        &self.route.lane
+    }
+
+    pub(super) fn target(&self) -> &PathAndQuery {
+        match &self.of {
+            Of::Target(target) => target,
+            Of::Upload(upload) => upload.target(),
+        }
+    }
+
+    pub(super) fn identity(&self) -> usize {
+        self.route.state.identity()
+    }
+
+    fn start(&self) -> Start {
+        let own = self.special.as_ref().and_then(|special| special.plan);
+        // Without a plan of its own a request is watched because its policy says so.
+        let start = own.map(|plan| plan.start).or_else(|| self.route.policy.usual_start());
+        start.unwrap_or(Start::FirstPoll)
+    }
+
+    /// The preference to confirm in the 202.
+    pub(super) fn applied(&self) -> Option<Option<Duration>> {
+        self.special.as_ref()?.plan?.applied
+    }
+
+    /// Whether there is nothing to do but to poll the handler.
+    #[inline]
+    pub(super) fn is_simple(&self) -> bool {
+        let poll =
+            matches!(self.stage, Stage::Started | Stage::Armed { .. } | Stage::Attached { .. });
+        poll && self.special.is_none()
+    }
+
+    /// What is special about it, from here on.
+    pub(super) fn special_mut(&mut self) -> &mut Special {
+        self.special.get_or_insert_default()
+    }
+
+    /// What the handler has asked for of its job.
+    pub(super) fn take_asked(&mut self) -> Asked {
+        self.special.as_mut().map(|special| std::mem::take(&mut special.asked)).unwrap_or_default()
+    }
+
+    /// How the handler is finished, where it can be now.
+    pub(super) fn take_rescue(&mut self) -> Option<Rescue> {
+        self.special.as_mut()?.rescue.take()
+    }
+
+    /// Whether the handler is to begin as a job, and has not.
+    #[inline]
+    pub(super) fn is_unbegun(&self) -> bool {
+        matches!(self.stage, Stage::Unbegun)
+    }
+
+    /// Whether this is a request for the status service, or one that an outer layer watches already.
+    /// Asked when it is about to become a job, which few requests are.
+    fn is_seen_to(&self) -> bool {
+        let urls = &self.route.state.urls;
+        urls.is_status_path(self.target().path()) || watched_by(self.identity())
     }
 
     /// Whether the request's body is over on the wire.
     pub(super) fn is_over(&self) -> bool {
-        self.upload.as_ref().map_or(!self.is_open, Upload::is_over)
+        match (&self.of, &self.stage) {
+            (Of::Upload(upload), _) => upload.is_over(),
+            (_, Stage::Attached { is_open }) => !is_open,
+            _ => true,
+        }
     }
 
     /// Whether there was no room for its job, and that was counted: only a request whose body is over
     /// asks for room.
     pub(super) fn was_refused(&self) -> bool {
-        matches!(self.stage, Stage::Attached) && self.is_over()
+        matches!(self.stage, Stage::Attached { .. }) && self.is_over()
     }
 
     /// The end of all watching.
     pub(super) fn detach(&mut self) {
-        self.enter(Stage::Attached);
+        let is_open = !self.is_over();
+        self.enter(Stage::Attached { is_open });
     }
 
     /// The id under which a job is being registered.
     pub(super) fn registering(&self) -> Option<JobId> {
-        match &self.stage {
-            Stage::Registering(registering) => Some(registering.id()),
-            _ => None,
-        }
+        Some(self.special.as_ref()?.registering.as_ref()?.id())
     }
 
     /// Whether the handler is to be spawned without having been polled here.
     pub(super) fn is_unpolled(&self) -> bool {
-        matches!(self.stage, Stage::Registering(_))
-            && self.plan.start == Start::Spawned
-            && self.upload.is_none()
+        matches!((&self.stage, &self.of), (Stage::Registering, Of::Target(_)))
+            && self.start() == Start::Spawned
     }
 
     /// An `always` route: begins its handler only where there is room for its job.
-    pub(super) fn start(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
-        if !matches!(self.stage, Stage::Started) || self.plan.start != Start::Spawned {
-            return None;
-        }
-        let begun = match self.upload {
+    pub(super) fn begin(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+        let begun = match &self.of {
+            _ if self.is_seen_to() => Ok(self.attached()),
             // The place itself is taken when the upload is over: one that stalls must not hold it.
-            Some(_) => self.lane().look().map(|()| Stage::UPLOADING),
-            None => self.register(cx),
+            Of::Upload(_) => self.lane().look().map(|()| Stage::UPLOADING),
+            Of::Target(_) => self.register(cx),
         };
         match begun {
             Ok(stage) => self.enter(stage),
@@ -152,48 +213,90 @@ impl Watch {
     }
 
     pub(super) fn enter(&mut self, next: Stage) {
-        if matches!(next, Stage::Attached) {
-            self.is_open = !self.is_over();
-            self.upload = None;
+        if let Stage::Attached { .. } = next {
+            if let Of::Upload(upload) = &self.of {
+                self.of = Of::Target(upload.target().clone());
+            }
+            if let Some(special) = &mut self.special {
+                special.registering = None;
+            }
         }
-        if let Stage::Armed(deadline) = std::mem::replace(&mut self.stage, next) {
-            self.shared.state.deadlines.release(deadline);
+        self.enter_quietly(next);
+    }
+
+    fn attached(&self) -> Stage {
+        Stage::Attached { is_open: !self.is_over() }
+    }
+
+    /// The handler is ready: a deadline is given up, a registration taken back, and the body is no
+    /// concern of the layer any more.
+    #[inline]
+    pub(super) fn end(&mut self) {
+        match (&self.of, &self.special) {
+            (Of::Target(_), None) => self.enter_quietly(Stage::Attached { is_open: false }),
+            _ => {
+                self.take_asked().finished();
+                self.detach();
+            }
+        }
+    }
+
+    /// As `enter`, where neither a body nor a registration has to be let go of.
+    #[inline]
+    fn enter_quietly(&mut self, next: Stage) {
+        if let Stage::Armed { shard, slot } = std::mem::replace(&mut self.stage, next) {
+            self.route.state.deadlines.release(Deadline { shard, slot });
+        }
+    }
+
+    /// Whether there is nothing to do yet while the handler is pending: its budget has just begun, or
+    /// has not run out, or nothing is watched.
+    #[inline]
+    pub(super) fn is_waiting(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.stage {
+            Stage::Armed { shard, slot } => {
+                !self.route.state.deadlines.poll(Deadline { shard, slot }, cx.waker())
+            }
+            Stage::Started => match self.start() {
+                Start::Budget(budget) => {
+                    self.stage = self.arm(budget, cx);
+                    true
+                }
+                _ => false,
+            },
+            Stage::Attached { .. } => true,
+            _ => false,
         }
     }
 
     /// Looks at what the stage waits for, the handler being pending.
     pub(super) fn step(&mut self, cx: &mut Context<'_>) -> Step {
+        if self.is_waiting(cx) {
+            return Step::Wait;
+        }
         match &mut self.stage {
-            Stage::Attached => Step::Wait,
-            Stage::Started => match self.plan.start {
-                Start::Budget(budget) => Step::Next(self.arm(budget, cx)),
-                Start::FirstPoll | Start::Spawned => Step::Next(Stage::UPLOADING),
-            },
-            Stage::Armed(deadline) => {
-                match self.shared.state.deadlines.poll(deadline, cx.waker()) {
-                    true => Step::Next(Stage::UPLOADING),
-                    false => Step::Wait,
-                }
-            }
+            Stage::Attached { .. } => Step::Wait,
+            Stage::Unbegun | Stage::Started | Stage::Armed { .. } => self.due(),
             Stage::Uploading { drain } => {
-                let standing = match &self.upload {
-                    Some(upload) => upload.poll_over(cx, drain),
-                    None => Standing::Over { late: false },
+                let standing = match &self.of {
+                    Of::Upload(upload) => upload.poll_over(cx, drain),
+                    Of::Target(_) => Standing::Over { late: false },
                 };
                 self.uploaded(standing, cx)
             }
-            Stage::Registering(registering) => match Pin::new(&mut **registering).poll(cx) {
-                Poll::Pending => Step::Wait,
-                Poll::Ready(Ok(registered)) => Step::Detach(registered),
-                Poll::Ready(Err(refusal)) => self.refused(refusal),
-            },
+            Stage::Registering => self.registered(cx),
         }
     }
 
-    fn uploaded(&self, standing: Standing, cx: &mut Context<'_>) -> Step {
-        match (standing, self.plan.start) {
+    /// The request is to be a job, once its body is over.
+    fn due(&self) -> Step {
+        Step::Next(if self.is_seen_to() { self.attached() } else { Stage::UPLOADING })
+    }
+
+    fn uploaded(&mut self, standing: Standing, cx: &mut Context<'_>) -> Step {
+        match (standing, self.start()) {
             (Standing::Open, _) => Step::Wait,
-            (Standing::Broken, _) => Step::Next(Stage::Attached),
+            (Standing::Broken, _) => Step::Next(self.attached()),
             // The handler could not go on before it had its body: it has one more budget from here.
             (Standing::Over { late: true }, Start::Budget(budget)) => {
                 Step::Next(self.arm(budget, cx))
@@ -205,26 +308,40 @@ impl Watch {
         }
     }
 
+    fn registered(&mut self, cx: &mut Context<'_>) -> Step {
+        let Some(registering) = &mut self.special_mut().registering else {
+            return Step::Next(self.attached());
+        };
+        match Pin::new(registering).poll(cx) {
+            Poll::Pending => Step::Wait,
+            Poll::Ready(Ok(registered)) => Step::Detach(registered),
+            Poll::Ready(Err(refusal)) => self.refused(refusal),
+        }
+    }
+
     fn arm(&self, budget: Duration, cx: &Context<'_>) -> Stage {
-        Stage::Armed(self.shared.state.deadlines.arm(budget, cx.waker()))
+        let Deadline { shard, slot } = self.route.state.deadlines.arm(budget, cx.waker());
+        Stage::Armed { shard, slot }
     }
 
     /// Takes a place, and registers a job for it.
-    fn register(&self, cx: &mut Context<'_>) -> Result<Stage, Refusal> {
+    fn register(&mut self, cx: &mut Context<'_>) -> Result<Stage, Refusal> {
         let place = self.lane().take()?;
         let record = self.record().map_err(Refusal::Store)?;
         let registering = Registering::start(Admission::Now(place), record, cx)?;
-        Ok(Stage::Registering(Box::new(registering)))
+        self.special_mut().registering = Some(registering);
+        Ok(Stage::Registering)
     }
 
     fn record(&self) -> Result<Record, Error> {
-        let id = self.asked.id()?;
-        let mut record = Record::running(id, SystemTime::now(), self.shared.ttl(self.policy))
+        let none = Special::default();
+        let Special { asked, owner, .. } = self.special.as_deref().unwrap_or(&none);
+        let mut record = Record::running(asked.id()?, SystemTime::now(), self.route.ttl())
             .with_policy(Arc::clone(self.lane().name()));
-        if let Some(owner) = &self.owner {
+        if let Some(owner) = owner {
             record = record.with_owner(owner.digest());
         }
-        Ok(match self.asked.said().and_then(|said| said.take()) {
+        Ok(match asked.said().and_then(|said| said.take()) {
             Some(progress) => record.with_progress(progress),
             None => record,
         })
@@ -232,22 +349,19 @@ impl Watch {
 
     /// There is no room for a job, or the store fails: what has begun stays as it is.
     fn refused(&self, refusal: Refusal) -> Step {
-        if self.plan.start == Start::Spawned {
+        if self.start() == Start::Spawned {
             return Step::Refuse(refusal);
         }
         tracing::debug!(?refusal, "a slow request stays attached");
         self.lane().refuse();
-        Step::Next(Stage::Attached)
+        Step::Next(self.attached())
     }
-}
-
-impl Stage {
-    const UPLOADING: Self = Self::Uploading { drain: true };
 }
 
 impl Drop for Watch {
     /// The request has its answer, or its client has left.
+    #[inline]
     fn drop(&mut self) {
-        self.enter(Stage::Attached);
+        self.enter_quietly(Stage::Attached { is_open: false });
     }
 }

@@ -3,14 +3,12 @@
 //!
 //! Knows requests and preferences; nothing of how a job is run.
 
-mod exempt;
+mod head;
 mod table;
 
 use std::{sync::Arc, time::Duration};
 
-use http::HeaderMap;
-
-pub(crate) use exempt::is_exempt;
+pub(crate) use head::Head;
 pub use table::Policies;
 
 use crate::{error::Error, wire::Preferences};
@@ -301,18 +299,23 @@ impl Policy {
         self
     }
 
-    /// How a request with these headers is watched; `None` if it is not. A `wait` of the client
+    /// When a request without preferences is detached; `None` if it is not.
+    pub(crate) fn usual_start(&self) -> Option<Start> {
+        match self.when {
+            When::Never | When::OnRequest(_) => None,
+            When::After(budget) => Some(Start::Budget(budget)),
+            When::Always => Some(Start::Spawned),
+        }
+    }
+
+    /// How a request with these preferences is watched; `None` if it is not. A `wait` of the client
     /// counts up to `max_wait`.
-    pub(crate) fn plan(&self, headers: &HeaderMap, max_wait: Duration) -> Option<Plan> {
-        let prefers = match self.when {
-            When::Never => return None,
-            _ => Preferences::of(headers),
-        };
+    pub(crate) fn plan(&self, prefers: Preferences, max_wait: Duration) -> Option<Plan> {
         let wait = prefers.wait.map(|wait| wait.min(max_wait));
         let (start, applied) = match (self.when, prefers.respond_async) {
-            (When::Never, _) | (When::OnRequest(_), false) => return None,
-            (When::After(budget), false) => (Start::Budget(budget), None),
-            (When::Always, asked) => (Start::Spawned, asked.then_some(None)),
+            (_, false) => (self.usual_start()?, None),
+            (When::Never, true) => return None,
+            (When::Always, true) => (Start::Spawned, Some(None)),
             (When::After(_), true) => (within(wait.unwrap_or_default()), Some(wait)),
             (When::OnRequest(budget), true) => (within(wait.unwrap_or(budget)), Some(wait)),
         };
@@ -334,6 +337,8 @@ fn nonzero(duration: Duration, message: &str) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderMap, HeaderName};
+
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
@@ -360,11 +365,12 @@ mod tests {
             (&asked, "respond-async", plan(Start::Budget(3 * S), Some(None))),
             (&asked, "respond-async, wait=5", plan(Start::Budget(5 * S), Some(Some(5 * S)))),
         ] {
-            let mut headers = HeaderMap::new();
-            if !prefer.is_empty() {
-                headers.insert("prefer", prefer.parse().unwrap());
-            }
-            assert_eq!(policy.plan(&headers, 30 * S), expected, "{policy:?} {prefer}");
+            let headers = HeaderMap::from_iter([(
+                HeaderName::from_static("prefer"),
+                prefer.parse().unwrap(),
+            )]);
+            let plan = policy.plan(Preferences::of(&headers), 30 * S);
+            assert_eq!(plan, expected, "{policy:?} {prefer}");
         }
     }
 

@@ -79,19 +79,20 @@ impl Policies {
     }
 
     /// The policy for this request, by its index.
+    #[inline]
     pub(crate) fn find<B>(&self, request: &Request<B>) -> usize {
-        let Some(paths) = &self.paths else { return 0 };
-        let Ok(matched) = paths.at(request.uri().path()) else {
-            return 0;
-        };
+        match &self.paths {
+            None => 0,
+            Some(paths) => self.look_up(paths, request.method(), request.uri().path()),
+        }
+    }
+
+    fn look_up(&self, paths: &matchit::Router<usize>, method: &Method, path: &str) -> usize {
+        let Ok(matched) = paths.at(path) else { return 0 };
         let rows = &self.patterns[*matched.value].rows;
         let row =
             |wanted: Option<&Method>| rows.iter().find(|(method, _)| method.as_ref() == wanted);
-        row(Some(request.method())).or_else(|| row(None)).map_or(0, |(_, policy)| *policy)
-    }
-
-    pub(crate) fn get(&self, index: usize) -> &Policy {
-        &self.policies[index]
+        row(Some(method)).or_else(|| row(None)).map_or(0, |(_, policy)| *policy)
     }
 
     /// All policies, in the order of their indices.
@@ -181,7 +182,7 @@ mod tests {
         ] {
             let request = Request::builder().method(method).uri(path).body(()).unwrap();
             assert_eq!(
-                table.get(table.find(&request)).label().map(|label| &**label),
+                table.policies[table.find(&request)].label().map(|label| &**label),
                 Some(name),
                 "{method} {path}"
             );

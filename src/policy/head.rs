@@ -1,0 +1,163 @@
+//! What a request's head says before anything else is asked: whether it is never offloaded, whatever
+//! the policy, and whether there are preferences to read.
+//!
+//! Every request of a watched route comes through here, so it is one pass over the names of the
+//! headers: each look-up in the map costs as much as several of its steps.
+
+use http::{HeaderMap, HeaderName, Method, Request, header};
+
+/// What the head says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Head {
+    /// The request must stay on its connection.
+    Exempt,
+    /// It has a `Prefer` header.
+    Prefers,
+    Plain,
+}
+
+impl Head {
+    #[inline]
+    pub(crate) fn of<B>(request: &Request<B>) -> Self {
+        let (method, headers) = (request.method(), request.headers());
+        // A 202 to CONNECT is a 2xx: the tunnel would open that the handler may be about to refuse
+        // (RFC 9110, section 9.3.6). That covers extended CONNECT (RFC 8441) too, and with it every
+        // upgrade that comes without an `Upgrade` header.
+        if *method == Method::CONNECT || *method == Method::HEAD || *method == Method::OPTIONS {
+            return Self::Exempt;
+        }
+        match headers.is_empty() {
+            true => Self::Plain,
+            false => Self::of_headers(headers, *method == Method::GET),
+        }
+    }
+
+    fn of_headers(headers: &HeaderMap, is_get: bool) -> Self {
+        let mut head = Self::Plain;
+        for (name, value) in headers {
+            let value = value.as_bytes();
+            let exempt = match Says::of(name) {
+                Says::Nothing => false,
+                Says::Preferences => {
+                    head = Self::Prefers;
+                    false
+                }
+                Says::Upgrade => is_upgrade(value),
+                Says::Type => is_grpc(value),
+                Says::Accept => is_get && is_events(value),
+                Says::Partial => is_get,
+            };
+            if exempt {
+                return Self::Exempt;
+            }
+        }
+        head
+    }
+}
+
+/// What a header is about.
+enum Says {
+    Nothing,
+    Preferences,
+    Upgrade,
+    Type,
+    Accept,
+    /// A `GET` with one has an answer that only its own connection can use.
+    Partial,
+}
+
+impl Says {
+    #[inline]
+    fn of(name: &HeaderName) -> Self {
+        // Standard names are a number, so that all of these are one look into a table.
+        if *name == header::CONTENT_TYPE {
+            Self::Type
+        } else if *name == header::ACCEPT {
+            Self::Accept
+        } else if *name == header::UPGRADE {
+            Self::Upgrade
+        } else if *name == header::RANGE
+            || *name == header::IF_RANGE
+            || *name == header::IF_MATCH
+            || *name == header::IF_NONE_MATCH
+            || *name == header::IF_MODIFIED_SINCE
+            || *name == header::IF_UNMODIFIED_SINCE
+        {
+            Self::Partial
+        } else if name.as_str() == "prefer" {
+            Self::Preferences
+        } else {
+            Self::Nothing
+        }
+    }
+}
+
+/// `Upgrade: h2c` alone is none: Java's client and `curl --http2` send it with every cleartext
+/// request, and a server that does not speak it that way ignores it (RFC 9113, section 3.1).
+fn is_upgrade(value: &[u8]) -> bool {
+    value.split(|byte| *byte == b',').any(|protocol| {
+        let protocol = protocol.trim_ascii();
+        !protocol.is_empty() && !protocol.eq_ignore_ascii_case(b"h2c")
+    })
+}
+
+/// A gRPC client takes a 202 for an internal error.
+fn is_grpc(value: &[u8]) -> bool {
+    let kind = b"application/grpc";
+    value.get(..kind.len()).is_some_and(|start| start.eq_ignore_ascii_case(kind))
+}
+
+fn is_events(value: &[u8]) -> bool {
+    value.split(|byte| *byte == b',').any(|range| {
+        let kind = range.split(|byte| *byte == b';').next().unwrap_or_default();
+        kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trap_4_5_h2c_alone_is_no_upgrade() {
+        for (upgrade, exempt) in [
+            ("h2c", false),
+            ("H2C", false),
+            (" h2c , h2c", false),
+            ("", false),
+            ("websocket", true),
+            ("h2c, websocket", true),
+            ("TLS/1.2", true),
+        ] {
+            let request = Request::post("/").header("upgrade", upgrade).body(()).unwrap();
+            assert_eq!(Head::of(&request) == Head::Exempt, exempt, "{upgrade}");
+        }
+    }
+
+    #[test]
+    fn by_method_and_headers() {
+        for (method, name, value, exempt) in [
+            ("CONNECT", "x", "y", true),
+            ("HEAD", "x", "y", true),
+            ("OPTIONS", "x", "y", true),
+            ("GET", "x", "y", false),
+            ("DELETE", "x", "y", false),
+            ("POST", "content-type", "application/grpc", true),
+            ("POST", "content-type", "Application/gRPC-web+proto", true),
+            ("POST", "content-type", "application/json", false),
+            ("POST", "content-type", "app", false),
+            ("GET", "range", "bytes=0-", true),
+            ("POST", "range", "bytes=0-", false),
+            ("GET", "if-none-match", "\"1\"", true),
+            ("GET", "if-modified-since", "x", true),
+            ("PUT", "if-match", "\"1\"", false),
+            ("GET", "accept", "application/json, text/event-stream;q=0.9", true),
+            ("GET", "accept", "*/*", false),
+            ("POST", "accept", "text/event-stream", false),
+        ] {
+            let request =
+                Request::builder().method(method).uri("/").header(name, value).body(()).unwrap();
+            assert_eq!(Head::of(&request) == Head::Exempt, exempt, "{method} {name}: {value}");
+        }
+    }
+}
