@@ -186,10 +186,9 @@ impl<'a> Current<'a> {
 impl Drop for Current<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.outer & !HAS_FRAME != self.desk {
-            if DESK.replace(self.outer) & HAS_FRAME != 0 {
-                self.asked.state = close().state;
-            }
+        let entered = self.outer & !HAS_FRAME != self.desk;
+        if entered && DESK.replace(self.outer) & HAS_FRAME != 0 {
+            self.asked.state = close().state;
         }
     }
 }
