@@ -135,6 +135,8 @@ async fn serves_its_page() {
 async fn ctrl_c_finishes_what_was_promised() {
     let mut server = Quickstart::start().await;
     let job = server.post("/videos?seconds=2", "").await.location().to_owned();
+    // The 202 may be there before its job has had a turn.
+    while server.line().await != "video 1: started, 2 s" {}
     server.interrupt().await;
     while server.line().await != "finishing jobs, for 30 s at most" {}
 
