@@ -6,6 +6,8 @@
 
 use http::{HeaderMap, HeaderName, Method, Request, header};
 
+use crate::wire::PREFER;
+
 /// What the head says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Head {
@@ -84,7 +86,7 @@ impl Says {
             || *name == header::IF_UNMODIFIED_SINCE
         {
             Self::Partial
-        } else if name.as_str() == "prefer" {
+        } else if *name == PREFER {
             Self::Preferences
         } else {
             Self::Nothing

@@ -15,7 +15,7 @@ pub(crate) use document::{
     NO_STORE, Outlook, accepted, conflict, document, in_progress, see_other,
 };
 pub(crate) use idempotency::idempotency_key;
-pub(crate) use prefer::Preferences;
+pub(crate) use prefer::{PREFER, Preferences};
 pub(crate) use problem::{Problem, answer as problem_answer, of_record};
 pub(crate) use replay::{answered, prepare, replayed};
 pub use urls::LocationStyle;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
-pub(crate) const PREFER: HeaderName = HeaderName::from_static("prefer");
+pub(crate) static PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// The preferences that matter here. Others are ignored, as RFC 7240, section 2 has it.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,7 @@ impl Preferences {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
         let mut seen_wait = false;
-        for line in headers.get_all(PREFER) {
+        for line in headers.get_all(&PREFER) {
             // A quoted string may hold bytes that are no ASCII (RFC 9110, section 5.6.4).
             let line = String::from_utf8_lossy(line.as_bytes());
             for member in split_quoted(&line, b',') {
@@ -72,7 +72,7 @@ mod tests {
     fn of(lines: &[&str]) -> (bool, Option<u64>) {
         let mut headers = HeaderMap::new();
         for line in lines {
-            headers.append(PREFER, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+            headers.append(&PREFER, HeaderValue::from_bytes(line.as_bytes()).unwrap());
         }
         let found = Preferences::of(&headers);
         (found.respond_async, found.wait.map(|wait| wait.as_secs()))
