@@ -58,7 +58,7 @@ impl StatusPath {
 
     /// The three URLs of a job.
     pub fn urls(&self, id: JobId) -> [String; 3] {
-        [self.0.job(id), self.0.status(id), self.0.result(id)]
+        ["", "/status", "/result"].map(|end| format!("{}/{id}{end}", self.0.base()))
     }
 
     pub fn below<'a>(&self, path: &'a str) -> Option<&'a str> {
