@@ -1,6 +1,10 @@
 //! The id of a job: 128 random bits, written as 32 hexadecimal digits.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    hash::{BuildHasherDefault, Hash, Hasher},
+    str::FromStr,
+};
 
 use crate::error::{Error, ErrorKind};
 
@@ -8,8 +12,8 @@ use crate::error::{Error, ErrorKind};
 /// meaning, so that knowing one tells nothing of another.
 ///
 /// Where no owner is configured the id is what gives access to the job: treat it as a secret.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct JobId(u128);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JobId([u8; 16]);
 
 impl JobId {
     /// The number of characters of an id as text.
@@ -24,13 +28,13 @@ impl JobId {
         getrandom::fill(&mut bytes).map_err(|error| {
             Error::new(ErrorKind::Random, "no random numbers for a job's id").with_source(error)
         })?;
-        Ok(Self(u128::from_ne_bytes(bytes)))
+        Ok(Self(bytes))
     }
 
     /// The digits that [`Display`](fmt::Display) writes.
     pub(crate) fn digits(self) -> [u8; Self::LEN] {
         let mut digits = [0; Self::LEN];
-        for (pair, byte) in digits.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(self.0) {
             pair.copy_from_slice(&PAIRS[usize::from(byte)]);
         }
         digits
@@ -49,9 +53,42 @@ static PAIRS: [[u8; 2]; 256] = {
     pairs
 };
 
+/// Half of its bits: they are random, so half is enough for any table.
+impl Hash for JobId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        state.write_u64(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
+    }
+}
+
+/// For tables of ids: what [`JobId`] hashes is taken as it is. Nobody can choose ids that fall into
+/// the same place of a table, since the operating system's generator chooses those that are kept.
+/// Ids that are only looked up may be anybody's choice, but what is looked up is not put in.
+pub(crate) type IdHash = BuildHasherDefault<IdHasher>;
+
+#[derive(Debug, Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write_u64(&mut self, half: u64) {
+        self.0 = half;
+    }
+
+    /// Not what a [`JobId`] calls; right all the same.
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
     }
 }
 
@@ -71,7 +108,7 @@ impl FromStr for JobId {
         canonical
             .then(|| u128::from_str_radix(text, 16).ok())
             .flatten()
-            .map(Self)
+            .map(|number| Self(number.to_be_bytes()))
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, "not the id of a job"))
     }
 }
@@ -84,7 +121,7 @@ mod tests {
     fn text_and_back() {
         let id = JobId::random().unwrap();
         assert_eq!(id.to_string().parse::<JobId>().unwrap(), id);
-        assert_eq!(JobId(7).to_string().len(), JobId::LEN);
+        assert_eq!(JobId([0; 16]).to_string().len(), JobId::LEN);
         assert_eq!(id.to_string().as_bytes(), id.digits());
     }
 

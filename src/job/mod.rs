@@ -9,9 +9,11 @@ mod outcome;
 mod owner;
 mod progress;
 mod record;
+mod time;
 
 pub use current::Job;
 pub(crate) use current::{Asked, Current, Said, watched_by, within};
+pub(crate) use id::IdHash;
 pub use id::JobId;
 pub use outcome::Outcome;
 pub(crate) use outcome::OutcomeWriter;

@@ -16,6 +16,9 @@ use crate::error::{Error, ErrorKind};
 const VERSION: u8 = 1;
 const PREFIX: usize = 1 + 2 + 4 + 8;
 
+/// No more than this is allocated for a body that is only announced.
+const AHEAD: usize = 1 << 20;
+
 /// The response of a handler, kept to be replayed: status, headers, body and trailers.
 #[derive(Clone)]
 pub struct Outcome {
@@ -114,9 +117,10 @@ pub(crate) struct OutcomeWriter {
 }
 
 impl OutcomeWriter {
-    /// Makes room for the head and a body of so many bytes; a longer one is fine.
+    /// Makes room for the head and a body of so many bytes, up to a megabyte; a longer one is fine.
     pub(crate) fn new(head: &Parts, body: usize) -> Self {
-        let mut bytes = Vec::with_capacity(PREFIX + fields_len(&head.headers) + body);
+        let room = PREFIX + fields_len(&head.headers) + body.min(AHEAD);
+        let mut bytes = Vec::with_capacity(room);
         bytes.resize(PREFIX, 0);
         bytes[0] = VERSION;
         bytes[1..3].copy_from_slice(&head.status.as_u16().to_le_bytes());
@@ -211,6 +215,18 @@ mod tests {
         assert_eq!(kept.body(), "body");
         assert_eq!(kept.trailers(), Some(trailers));
         assert_eq!(Outcome::new(&head, b"", None).trailers(), None);
+    }
+
+    #[test]
+    fn is_allocated_once_where_its_size_is_known_and_not_for_what_is_only_announced() {
+        let head = parts(200, &[("content-type", b"text/plain"), ("set-cookie", b"a")]);
+        let mut writer = OutcomeWriter::new(&head, 64);
+        let room = writer.bytes.capacity();
+        assert_eq!(room, writer.len() + 64);
+        writer.push(&[b'x'; 64]);
+        assert_eq!(writer.bytes.capacity(), room);
+        assert_eq!(writer.finish(None).as_bytes().len(), room);
+        assert!(OutcomeWriter::new(&head, usize::MAX).bytes.capacity() < 2 * AHEAD);
     }
 
     #[test]

@@ -21,7 +21,10 @@ use std::{
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::{Claim, Digest, JobId, Outcome, Progress};
+use super::{
+    Claim, Digest, JobId, Outcome, Progress,
+    time::{Time, nanos},
+};
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -90,32 +93,46 @@ pub enum Change {
 }
 
 /// A job as the store keeps it, without the bytes of its outcome.
+///
+/// Small, and of a plain job nothing is allocated by a clone: a store keeps many, and gives one out
+/// for each poll.
 #[derive(Debug, Clone)]
 pub struct Record {
     id: JobId,
-    status: Status,
-    failure: Option<Failure>,
-    response_status: Option<StatusCode>,
-    removed: bool,
+    created_at: Time,
+    started_at: Option<Time>,
+    finished_at: Option<Time>,
+    /// In nanoseconds.
+    ttl: u64,
+    policy: Option<Arc<str>>,
+    /// `None` where there is nothing of it.
+    more: Option<Arc<More>>,
     version: u32,
     /// The version of the last change that was more than progress.
     status_version: u32,
-    created_at: SystemTime,
-    started_at: Option<SystemTime>,
-    finished_at: Option<SystemTime>,
-    ttl: Duration,
-    policy: Option<Arc<str>>,
+    response_status: Option<StatusCode>,
+    status: Status,
+    failure: Option<Failure>,
+    removed: bool,
+}
+
+/// What most jobs do not have.
+#[derive(Debug, Clone, Default)]
+struct More {
     owner: Option<Digest>,
     claim: Option<Arc<Claim>>,
     progress: Option<Arc<Progress>>,
 }
+
+const _: () = assert!(size_of::<Record>() <= 88 && size_of::<More>() <= 56);
 
 impl Record {
     /// What a longer TTL counts as: a century, so that every time made of one can be told, on any
     /// machine and in any store.
     pub(crate) const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-    /// A job that waits for its turn.
+    /// A job that waits for its turn. Times are kept to the nanosecond, from 1970 until 2554; one
+    /// before or after is taken for the nearest.
     pub fn queued(id: JobId, created_at: SystemTime, ttl: Duration) -> Self {
         Self {
             id,
@@ -125,24 +142,19 @@ impl Record {
             removed: false,
             version: 0,
             status_version: 0,
-            created_at,
+            created_at: created_at.into(),
             started_at: None,
             finished_at: None,
-            ttl: ttl.min(Self::MAX_TTL),
+            ttl: nanos(ttl.min(Self::MAX_TTL)),
             policy: None,
-            owner: None,
-            claim: None,
-            progress: None,
+            more: None,
         }
     }
 
     /// A job that runs from the start.
     pub fn running(id: JobId, created_at: SystemTime, ttl: Duration) -> Self {
-        Self {
-            status: Status::Running,
-            started_at: Some(created_at),
-            ..Self::queued(id, created_at, ttl)
-        }
+        let queued = Self::queued(id, created_at, ttl);
+        Self { status: Status::Running, started_at: Some(queued.created_at), ..queued }
     }
 
     /// The name of the policy that made it a job.
@@ -155,29 +167,33 @@ impl Record {
     /// Whose it is.
     #[must_use]
     pub fn with_owner(mut self, owner: Digest) -> Self {
-        self.owner = Some(owner);
+        self.more().owner = Some(owner);
         self
     }
 
     /// Which key it was sent under.
     #[must_use]
     pub fn with_claim(mut self, claim: Claim) -> Self {
-        self.claim = Some(Arc::new(claim));
+        self.more().claim = Some(Arc::new(claim));
         self
     }
 
     /// How far it was before it became a job.
     #[must_use]
     pub fn with_progress(mut self, progress: Progress) -> Self {
-        self.progress = Some(Arc::new(progress));
+        self.more().progress = Some(Arc::new(progress));
         self
+    }
+
+    fn more(&mut self) -> &mut More {
+        Arc::make_mut(self.more.get_or_insert_default())
     }
 
     /// Applies `change`, made at the time `at`, if the job's status allows it, and tells whether it
     /// did. A change that is not allowed leaves the record as it was.
     pub fn apply(&mut self, change: &Change, at: SystemTime) -> bool {
         // The wall clock can be set back; what was promised must not move earlier with it.
-        let at = at.max(self.started_at.unwrap_or(self.created_at));
+        let at = self.started_at.unwrap_or(self.created_at).max(at.into());
         let before = self.status;
         match (change, before) {
             (Change::Start, Status::Queued) => {
@@ -185,7 +201,7 @@ impl Record {
                 self.started_at = Some(at);
             }
             (Change::Progress(progress), Status::Running) => {
-                self.progress = Some(Arc::new(progress.clone()));
+                self.more().progress = Some(Arc::new(progress.clone()));
             }
             (Change::Finish(end), Status::Queued | Status::Running) => self.finish(end, at),
             (Change::Cancel, Status::Queued | Status::Running) => {
@@ -202,12 +218,20 @@ impl Record {
         }
         // Nothing of the handler has run: under the same key the request may be sent again.
         if before == Status::Queued && self.status.is_end() {
-            self.claim = None;
+            self.let_go();
         }
         true
     }
 
-    fn finish(&mut self, end: &End, at: SystemTime) {
+    fn let_go(&mut self) {
+        match self.more.as_deref() {
+            None | Some(More { claim: None, .. }) => {}
+            Some(More { owner: None, progress: None, .. }) => self.more = None,
+            Some(_) => self.more().claim = None,
+        }
+    }
+
+    fn finish(&mut self, end: &End, at: Time) {
         self.finished_at = Some(at);
         self.status = Status::Failed;
         match end {
@@ -265,45 +289,56 @@ impl Record {
 
     /// Whose it is, where owners are told apart.
     pub fn owner(&self) -> Option<&Digest> {
-        self.owner.as_ref()
+        self.more.as_ref()?.owner.as_ref()
     }
 
     /// Its claim on an `Idempotency-Key`, if it has one. A job that ends before it has begun to run
     /// lets go of it.
     pub fn claim(&self) -> Option<&Claim> {
-        self.claim.as_deref()
+        self.more.as_ref()?.claim.as_deref()
     }
 
     /// How far it is, or was when it ended, if its handler has said so.
     pub fn progress(&self) -> Option<&Progress> {
-        self.progress.as_deref()
+        self.more.as_ref()?.progress.as_deref()
     }
 
     /// When the job was accepted.
     pub fn created_at(&self) -> SystemTime {
-        self.created_at
+        self.created_at.into()
     }
 
     /// When the handler began to run as a job.
     pub fn started_at(&self) -> Option<SystemTime> {
-        self.started_at
+        self.started_at.map(SystemTime::from)
     }
 
     /// When the job ended.
     pub fn finished_at(&self) -> Option<SystemTime> {
-        self.finished_at
+        self.finished_at.map(SystemTime::from)
     }
 
     /// How long the job is kept after its end: 100 years at most.
     pub fn ttl(&self) -> Duration {
-        self.ttl
+        Duration::from_nanos(self.ttl)
     }
 
     /// The time before which the job is not dropped: its acceptance plus its TTL, and once it has
     /// ended, its end plus its TTL. It only moves later.
     pub fn expires_at(&self) -> SystemTime {
-        let from = self.finished_at.unwrap_or(self.created_at);
-        from.checked_add(self.ttl).unwrap_or(from)
+        let from = SystemTime::from(self.promised_from());
+        from.checked_add(self.ttl()).unwrap_or(from)
+    }
+
+    /// The time from this one on until it expires.
+    pub(crate) fn expires_in(&self, at: SystemTime) -> Duration {
+        let at = Time::from(at).as_nanos();
+        let expires = self.promised_from().as_nanos().saturating_add(self.ttl);
+        Duration::from_nanos(expires.saturating_sub(at))
+    }
+
+    fn promised_from(&self) -> Time {
+        self.finished_at.unwrap_or(self.created_at)
     }
 }
 

@@ -13,15 +13,12 @@
 //! may be absent, so that nodes of two versions can share a store. What contradicts itself is
 //! refused: the rest of the crate takes a record by its word.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::{Claim, Digest, Failure, Progress, Record, Status};
+use super::{Claim, Digest, Failure, More, Progress, Record, Status, Time, nanos};
 use crate::error::{Error, ErrorKind};
 
 #[derive(Serialize, Deserialize)]
@@ -67,8 +64,7 @@ struct StoredProgress {
 }
 
 impl Record {
-    /// The record as bytes, for a store to keep: a JSON object. A time before 1970 is kept as the
-    /// start of 1970.
+    /// The record as bytes, for a store to keep: a JSON object.
     pub fn to_bytes(&self) -> Vec<u8> {
         // Serializing plain strings and numbers into memory cannot fail.
         serde_json::to_vec(&Stored::from(self)).unwrap_or_default()
@@ -123,12 +119,12 @@ impl From<&Record> for Stored {
             removed: record.removed,
             version: record.version,
             status_version: record.status_version,
-            created_at: since_epoch(record.created_at),
-            started_at: record.started_at.map(since_epoch),
-            finished_at: record.finished_at.map(since_epoch),
-            ttl: nanos(record.ttl),
+            created_at: record.created_at.as_nanos(),
+            started_at: record.started_at.map(Time::as_nanos),
+            finished_at: record.finished_at.map(Time::as_nanos),
+            ttl: record.ttl,
             policy: record.policy.as_deref().map(str::to_owned),
-            owner: record.owner.as_ref().map(hex),
+            owner: record.owner().map(hex),
             claim: record.claim().map(|claim| StoredClaim {
                 key: hex(claim.key()),
                 fingerprint: hex(claim.fingerprint()),
@@ -143,6 +139,12 @@ impl From<&Record> for Stored {
 
 impl Stored {
     fn into_record(self) -> Result<Record, Error> {
+        let has_more = self.owner.is_some() || self.claim.is_some() || self.progress.is_some();
+        let more = More {
+            owner: self.owner.as_deref().map(digest).transpose()?,
+            claim: self.claim.map(StoredClaim::into_claim).transpose()?,
+            progress: self.progress.map(StoredProgress::into_progress),
+        };
         Ok(Record {
             id: self.id.parse()?,
             status: self.status,
@@ -151,14 +153,12 @@ impl Stored {
             removed: self.removed,
             version: self.version,
             status_version: self.status_version,
-            created_at: time(self.created_at)?,
-            started_at: self.started_at.map(time).transpose()?,
-            finished_at: self.finished_at.map(time).transpose()?,
-            ttl: Duration::from_nanos(self.ttl).min(Record::MAX_TTL),
+            created_at: Time::from_nanos(self.created_at),
+            started_at: self.started_at.map(Time::from_nanos),
+            finished_at: self.finished_at.map(Time::from_nanos),
+            ttl: self.ttl.min(nanos(Record::MAX_TTL)),
             policy: self.policy.map(Arc::from),
-            owner: self.owner.as_deref().map(digest).transpose()?,
-            claim: self.claim.map(StoredClaim::into_claim).transpose()?,
-            progress: self.progress.map(StoredProgress::into_progress),
+            more: has_more.then_some(more).map(Arc::new),
         })
     }
 }
@@ -182,21 +182,6 @@ fn corrupt(message: &'static str) -> Error {
 
 fn response_status(number: u16) -> Result<StatusCode, Error> {
     StatusCode::from_u16(number).map_err(|_| corrupt("not the status of a response"))
-}
-
-fn since_epoch(time: SystemTime) -> u64 {
-    nanos(time.duration_since(UNIX_EPOCH).unwrap_or_default())
-}
-
-/// Enough for times until 2554, and for a TTL of five centuries.
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn time(since_epoch: u64) -> Result<SystemTime, Error> {
-    UNIX_EPOCH
-        .checked_add(Duration::from_nanos(since_epoch))
-        .ok_or_else(|| corrupt("not the time of a record"))
 }
 
 fn hex(digest: &Digest) -> String {
@@ -223,6 +208,8 @@ fn unhex(text: &[u8]) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
     use proptest::{collection::vec, option, prelude::*};
     use serde_json::{Value, json};
 
@@ -347,7 +334,7 @@ mod tests {
         let far = UNIX_EPOCH + Duration::from_secs(1 << 36);
         for (time, kept) in [
             (UNIX_EPOCH - Duration::from_secs(1), UNIX_EPOCH),
-            (far, UNIX_EPOCH + Duration::from_nanos(u64::MAX)),
+            (far, UNIX_EPOCH + Duration::from_nanos(u64::MAX - 1)),
         ] {
             let record = Record::running(JobId::random().unwrap(), time, Duration::MAX);
             let record = Record::from_bytes(&record.to_bytes()).unwrap();
@@ -460,10 +447,18 @@ mod tests {
         ) -> Record {
             let make = if runs { Record::running } else { Record::queued };
             let mut record = make(JobId::random().unwrap(), created, ttl);
-            record.policy = policy.map(Arc::from);
-            record.owner = owner.map(Digest::from);
-            record.claim = claim.map(|(key, print)| Arc::new(Claim::new(key.into(), print.into())));
-            record.progress = progress.map(Arc::new);
+            if let Some(policy) = policy {
+                record = record.with_policy(policy.into());
+            }
+            if let Some(owner) = owner {
+                record = record.with_owner(owner.into());
+            }
+            if let Some((key, print)) = claim {
+                record = record.with_claim(Claim::new(key.into(), print.into()));
+            }
+            if let Some(progress) = progress {
+                record = record.with_progress(progress);
+            }
             for (change, at) in changes {
                 record.apply(&change, at);
             }

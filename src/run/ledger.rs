@@ -10,7 +10,7 @@ use slab::Slab;
 use tokio::sync::oneshot;
 
 use super::{Account, Lane, Place, Refusal};
-use crate::job::JobId;
+use crate::job::{IdHash, JobId};
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
@@ -20,8 +20,10 @@ pub(super) struct Ledger {
     pub(super) waiting: usize,
     pub(super) lanes: Slab<Queue>,
     pub(super) next_ticket: u64,
-    /// The jobs that were promised to somebody; for those in a queue, where they stand.
-    pub(super) jobs: HashMap<JobId, Option<Stand>>,
+    /// The jobs that were promised to somebody.
+    pub(super) jobs: Slab<JobId>,
+    /// Where those of them stand that wait.
+    pub(super) stands: HashMap<JobId, Stand, IdHash>,
     /// Work that goes on after its client has left, without a job.
     pub(super) unlisted: usize,
     /// What became of both.
@@ -48,6 +50,8 @@ pub(super) struct Waiting {
     pub(super) ticket: u64,
     pub(super) lane: Arc<Lane>,
     pub(super) turn: oneshot::Sender<Place>,
+    /// The job that waits, once it was promised.
+    pub(super) job: Option<JobId>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -95,21 +99,44 @@ impl Ledger {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.waiting += 1;
-        let waiting = Waiting { ticket, lane: Arc::clone(lane), turn };
+        let waiting = Waiting { ticket, lane: Arc::clone(lane), turn, job: None };
         self.lanes[lane.index].waiting.push_back(waiting);
         ticket
     }
 
-    /// Takes whoever waits under this ticket out of the queue.
-    pub(super) fn leave(&mut self, lane: usize, ticket: u64) -> Option<Waiting> {
-        let waiting = &mut self.lanes[lane].waiting;
-        let at = waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()?;
-        let left = waiting.remove(at);
+    /// Promises a job. Whoever waits under a ticket has the job stand where they do.
+    pub(super) fn promise(&mut self, id: JobId, ticket: Option<Stand>) -> usize {
+        if let Some(stand) = ticket {
+            if let Some(at) = self.at(stand) {
+                self.lanes[stand.lane].waiting[at].job = Some(id);
+                self.stands.insert(id, stand);
+            }
+        }
+        self.jobs.insert(id)
+    }
+
+    /// How many are in front of whoever waits there.
+    pub(super) fn at(&self, stand: Stand) -> Option<usize> {
+        let waiting = &self.lanes[stand.lane].waiting;
+        waiting.binary_search_by_key(&stand.ticket, |waiting| waiting.ticket).ok()
+    }
+
+    /// Takes whoever waits there out of the queue.
+    pub(super) fn leave(&mut self, stand: Stand) -> Option<Waiting> {
+        let at = self.at(stand)?;
+        let waiting = &mut self.lanes[stand.lane].waiting;
+        let left = waiting.remove(at)?;
         if waiting.is_empty() && waiting.capacity() > 1024 {
             waiting.shrink_to_fit();
         }
         self.waiting -= 1;
-        left
+        if let Some(id) = left.job {
+            self.stands.remove(&id);
+        }
+        if self.stands.is_empty() && self.stands.capacity() > 1024 {
+            self.stands.shrink_to_fit();
+        }
+        Some(left)
     }
 
     /// Takes a place for the one that has waited longest of those whose lane has room.
@@ -120,7 +147,7 @@ impl Ledger {
         let open = self.lanes.iter().filter(|(_, lane)| lane.taken < lane.concurrency);
         let first = |(index, lane): (usize, &Queue)| Some((lane.waiting.front()?.ticket, index));
         let (ticket, lane) = open.filter_map(first).min()?;
-        let next = self.leave(lane, ticket)?;
+        let next = self.leave(Stand { lane, ticket })?;
         self.take(lane);
         Some(next)
     }
@@ -139,7 +166,8 @@ impl Ledger {
                 self.unlisted = left.unwrap_or(0);
                 left.is_some()
             }
-            Purpose::Job(id) => self.jobs.remove(&id).is_some(),
+            // Of jobs that were cut off nothing is left, and no others have taken their keys since.
+            Purpose::Job(key) => self.jobs.try_remove(key).is_some(),
         };
         self.ends.finished += usize::from(open);
         if self.jobs.is_empty() && self.jobs.capacity() > 1024 {
@@ -152,7 +180,8 @@ impl Ledger {
     pub(super) fn cut_off(&mut self) -> Vec<JobId> {
         self.over = true;
         self.ends.interrupted += std::mem::take(&mut self.unlisted);
-        let jobs: Vec<_> = std::mem::take(&mut self.jobs).into_keys().collect();
+        let jobs: Vec<_> = std::mem::take(&mut self.jobs).into_iter().map(|(_, id)| id).collect();
+        self.stands.clear();
         self.ends.undecided += jobs.len();
         jobs
     }
@@ -184,5 +213,6 @@ pub(super) enum Purpose {
     Nothing,
     /// The handler of a client that has left.
     Unlisted,
-    Job(JobId),
+    /// The job that has this key in the ledger.
+    Job(usize),
 }

@@ -114,7 +114,8 @@ impl Lane {
         }
         let (sender, turn) = oneshot::channel();
         let number = ledger.wait(self, sender);
-        Ok(Admission::Later(Ticket { lane: Arc::clone(self), number, job: None, turn }))
+        let stand = Stand { lane: self.index, ticket: number };
+        Ok(Admission::Later(Ticket { lane: Arc::clone(self), stand, job: None, turn }))
     }
 }
 
@@ -158,11 +159,9 @@ impl Places {
     /// Where a job stands in its queue; `None` for one that does not wait, or waits elsewhere.
     pub(crate) fn position(&self, id: JobId) -> Option<Position> {
         let ledger = self.ledger();
-        let stand = (*ledger.jobs.get(&id)?)?;
-        let queue = &ledger.lanes[stand.lane];
-        let at =
-            queue.waiting.binary_search_by_key(&stand.ticket, |waiting| waiting.ticket).ok()?;
-        Some(Position { position: at + 1, abreast: queue.concurrency })
+        let stand = *ledger.stands.get(&id)?;
+        let abreast = ledger.lanes[stand.lane].concurrency;
+        Some(Position { position: ledger.at(stand)? + 1, abreast })
     }
 
     /// How many jobs of this lane can run at once.
@@ -249,23 +248,23 @@ impl Place {
 
     /// The place is a promised job's from now on.
     fn occupy(&mut self, id: JobId) -> Result<(), Refusal> {
-        self.promise(Purpose::Job(id), |ledger| {
-            ledger.jobs.insert(id, None);
-        })
+        self.promise(|ledger| Purpose::Job(ledger.promise(id, None)))
     }
 
     /// The place is from now on that of a handler whose client has left.
     pub(super) fn occupy_unlisted(&mut self) -> Result<(), Refusal> {
-        self.promise(Purpose::Unlisted, |ledger| ledger.unlisted += 1)
+        self.promise(|ledger| {
+            ledger.unlisted += 1;
+            Purpose::Unlisted
+        })
     }
 
-    fn promise(&mut self, purpose: Purpose, note: impl FnOnce(&mut Ledger)) -> Result<(), Refusal> {
+    fn promise(&mut self, note: impl FnOnce(&mut Ledger) -> Purpose) -> Result<(), Refusal> {
         let mut ledger = self.lane.state.places.ledger();
         if ledger.over {
             return Err(Refusal::Draining);
         }
-        note(&mut ledger);
-        self.purpose = purpose;
+        self.purpose = note(&mut ledger);
         Ok(())
     }
 }
@@ -285,8 +284,9 @@ impl Drop for Place {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     lane: Arc<Lane>,
-    number: u64,
-    job: Option<JobId>,
+    stand: Stand,
+    /// The key of its job in the ledger, once it was promised.
+    job: Option<usize>,
     turn: oneshot::Receiver<Place>,
 }
 
@@ -296,8 +296,7 @@ impl Ticket {
         if ledger.over {
             return Err(Refusal::Draining);
         }
-        ledger.jobs.insert(id, Some(Stand { lane: self.lane.index, ticket: self.number }));
-        self.job = Some(id);
+        self.job = Some(ledger.promise(id, Some(self.stand)));
         Ok(())
     }
 
@@ -305,8 +304,8 @@ impl Ticket {
     pub(super) async fn turn(&mut self) -> Place {
         // The other half is dropped with the lane only, which the ticket holds.
         let Ok(mut place) = (&mut self.turn).await else { std::future::pending().await };
-        if let Some(id) = self.job.take() {
-            place.purpose = Purpose::Job(id);
+        if let Some(key) = self.job.take() {
+            place.purpose = Purpose::Job(key);
         }
         place
     }
@@ -316,7 +315,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let places = &self.lane.state.places;
         let mut ledger = places.ledger();
-        let left = ledger.leave(self.lane.index, self.number);
+        let left = ledger.leave(self.stand);
         ledger.end(self.job.map_or(Purpose::Nothing, Purpose::Job));
         places.hand_on(ledger);
         drop(left);
@@ -685,7 +684,7 @@ mod tests {
             drop((admissions, lanes));
             let ledger = state.places.ledger();
             prop_assert_eq!((ledger.taken, ledger.waiting, ledger.lanes.len()), (0, 0, 0));
-            prop_assert!(ledger.jobs.is_empty());
+            prop_assert!(ledger.jobs.is_empty() && ledger.stands.is_empty());
             prop_assert_eq!(ledger.ends.undecided, model.undecided);
         }
     }

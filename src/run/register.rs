@@ -102,7 +102,6 @@ pub(crate) struct Registering {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "it is boxed as a whole")]
 enum Insertion {
     /// `None` once it was given away.
     Done(Option<Registered>),

@@ -7,7 +7,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, binary_heap::PeekMut},
+    collections::{BTreeMap, BinaryHeap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -15,10 +15,10 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use crate::job::JobId;
 
-/// So many jobs are dropped before others of the runtime get their turn.
-const BATCH: usize = 256;
+/// So many jobs are dropped before others of the runtime get their turn: some 20 µs.
+const BATCH: usize = 16;
 
-/// Memory is given back when more than half of all have gone, and this many beside, so that each job
+/// The map is shrunk when more than half of all have gone, and this many beside, so that each job
 /// pays for it once; and when all have gone.
 const WORTH_SHRINKING: usize = 4096;
 
@@ -37,9 +37,15 @@ pub(super) struct Expiry {
     earlier: Arc<Notify>,
 }
 
-#[derive(Debug, Default)]
+/// What is due, by slices of time. In one heap for all, changes would wait while a million jobs are
+/// moved to where there is room for two, and its memory would not come back by itself.
+#[derive(Debug)]
 struct Queue {
-    due: BinaryHeap<Reverse<(Instant, JobId)>>,
+    slices: BTreeMap<u64, BinaryHeap<Reverse<(Instant, JobId)>>>,
+    begun: Instant,
+    len: usize,
+    /// The most jobs that there were since the map was shrunk last.
+    most: usize,
     has_task: bool,
 }
 
@@ -52,12 +58,12 @@ impl Drop for Expiry {
 
 impl Expiry {
     /// Lets `id` expire in `owner` at `at`.
-    pub(super) fn push<E: Expire>(&self, at: Instant, id: JobId, owner: Weak<E>) {
+    pub(super) fn push<E: Expire>(&self, at: Instant, id: JobId, owner: &Arc<E>) {
         let mut queue = self.lock();
-        let first = queue.due.peek().is_none_or(|Reverse((due, _))| at < *due);
-        queue.due.push(Reverse((at, id)));
+        let is_first = queue.push(at, id);
         if queue.has_task {
-            if first {
+            drop(queue);
+            if is_first {
                 self.earlier.notify_one();
             }
         } else if let Ok(runtime) = Handle::try_current() {
@@ -66,7 +72,7 @@ impl Expiry {
             queue.has_task = true;
             // A runtime that is shutting down drops the task here and now, which takes the lock.
             drop(queue);
-            let alive = Alive { owner, ended: false };
+            let alive = Alive { owner: Arc::downgrade(owner), ended: false };
             runtime.spawn(sweep(alive, Arc::clone(&self.earlier)));
         }
     }
@@ -90,33 +96,70 @@ impl Expiry {
         if !batch.is_empty() {
             return Next::Batch;
         }
-        if let Some(Reverse((due, _))) = queue.due.peek() {
-            return Next::At(*due);
+        if let Some(due) = queue.first() {
+            return Next::At(due);
         }
         queue.has_task = false;
         Next::Nothing
     }
 
-    /// Gives memory back, if much is unused, and tells whether it was.
-    fn shrink(&self) -> bool {
+    /// Whether so much has gone that the map is worth shrinking; asked for again when as much has
+    /// gone once more.
+    fn has_shrunk(&self) -> bool {
         let mut queue = self.lock();
-        let (len, capacity) = (queue.due.len(), queue.due.capacity());
-        let much = capacity > 2 * len + WORTH_SHRINKING || len == 0 && capacity > 0;
+        let (len, most) = (queue.len, queue.most);
+        let much = most > 2 * len + WORTH_SHRINKING || len == 0 && most > 0;
         if much {
-            queue.due.shrink_to_fit();
+            queue.most = len;
         }
         much
     }
 }
 
+impl Default for Queue {
+    fn default() -> Self {
+        let begun = Instant::now();
+        Self { slices: BTreeMap::new(), begun, len: 0, most: 0, has_task: false }
+    }
+}
+
 impl Queue {
+    /// Tells whether it is due before all others.
+    fn push(&mut self, at: Instant, id: JobId) -> bool {
+        let is_first = self.first().is_none_or(|first| at < first);
+        self.slices.entry(self.slice(at)).or_default().push(Reverse((at, id)));
+        self.len += 1;
+        self.most = self.most.max(self.len);
+        is_first
+    }
+
+    /// In eighths of a second: so long that a slice has little memory beside that of its jobs, where
+    /// they are many; so short that it never has much. All that is before the beginning is in the
+    /// first slice, so the order stays.
+    fn slice(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.begun);
+        since.as_secs() * 8 + u64::from(since.subsec_millis() / 125)
+    }
+
+    fn first(&self) -> Option<Instant> {
+        let (_, slice) = self.slices.first_key_value()?;
+        slice.peek().map(|Reverse((due, _))| *due)
+    }
+
+    fn pop(&mut self) -> Option<JobId> {
+        let mut slice = self.slices.first_entry()?;
+        let Reverse((_, id)) = slice.get_mut().pop()?;
+        self.len -= 1;
+        if slice.get().is_empty() {
+            slice.remove();
+        }
+        Some(id)
+    }
+
     fn take_due(&mut self, batch: &mut Vec<JobId>) {
         let now = Instant::now();
-        while batch.len() < BATCH {
-            match self.due.peek_mut() {
-                Some(first) if first.0.0 <= now => batch.push(PeekMut::pop(first).0.1),
-                _ => return,
-            }
+        while batch.len() < BATCH && self.first().is_some_and(|first| first <= now) {
+            batch.extend(self.pop());
         }
     }
 }
@@ -135,7 +178,7 @@ async fn sweep<E: Expire>(mut alive: Alive<E>, earlier: Arc<Notify>) {
         let next = owner.expiry().next(&mut batch);
         batch.drain(..).for_each(|id| owner.expire(id));
         alive.ended = matches!(next, Next::Nothing);
-        if !matches!(next, Next::Batch) && owner.expiry().shrink() {
+        if !matches!(next, Next::Batch) && owner.expiry().has_shrunk() {
             // It took 0.2 s with a million jobs, for which no runtime has to stand still.
             let shrunk = tokio::task::spawn_blocking(move || owner.shrink());
             drop(shrunk.await);
@@ -198,12 +241,12 @@ mod tests {
     impl Counted {
         fn push(self: &Arc<Self>, seconds: u64) {
             let at = Instant::now() + Duration::from_secs(seconds);
-            self.expiry.push(at, JobId::random().unwrap(), Arc::downgrade(self));
+            self.expiry.push(at, JobId::random().unwrap(), self);
         }
 
         fn counts(&self) -> (usize, usize, usize) {
             let load = |count: &AtomicUsize| count.load(Ordering::Relaxed);
-            (load(&self.expired), load(&self.shrunk), self.expiry.lock().due.len())
+            (load(&self.expired), load(&self.shrunk), self.expiry.lock().len)
         }
     }
 

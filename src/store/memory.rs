@@ -1,34 +1,41 @@
 //! The store in memory: a sharded map, with its bytes counted.
 //!
 //! The map is private to this file. No guard of it leaves a method, lives over an await, or is held
-//! while another is taken: a `DashMap` deadlocks there. Expiry goes through a queue ordered by time
+//! while another is taken: a `DashMap` deadlocks there. Under a guard nothing is dropped or woken
+//! that takes long or is other people's code. Expiry goes through a queue ordered by time
 //! (`expiry.rs`), never by scanning the map.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
 use dashmap::{DashMap, mapref::entry::Entry};
-use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Changed, Inserted, Interest, Store, StoreFuture, Usage,
     budget::Budget,
     expiry::{Expire, Expiry},
-    tally::{Tallies, Tally},
+    kept::{Kept, Waiter},
+    tally::Tallies,
+    waiting::Waiting,
 };
 use crate::{
     error::{Error, ErrorKind},
-    job::{Change, Claim, Digest, End, JobId, Outcome, Record},
+    job::{Change, Digest, IdHash, JobId, Outcome, Record},
 };
 
 /// What a job is counted with beside its outcome: its place in the map and in the queue of expiry,
-/// with the slack of both, its claim on a key, and the message of its progress, rounded up.
+/// with the slack of both, its owner, its claim on a key, and the message of its progress, rounded
+/// up.
 const JOB_BYTES: usize = 1024;
 
 /// With the default of 8 shards on 2 cores a poll was seen to wait 2.6 ms while a million jobs
-/// expired, with 1,024 shards 52 µs; they take 128 KiB.
+/// expired, with 1,024 shards 52 µs; they take 128 KiB. And a shard of a million jobs grows or shrinks
+/// in some 10 µs.
 const SHARDS: usize = 1024;
 
 /// Keeps jobs in the memory of this process, and its promises while the process lives: what runs or
@@ -43,39 +50,16 @@ pub struct MemoryStore {
 }
 
 #[derive(Debug)]
-struct Inner {
-    jobs: DashMap<JobId, Kept>,
+pub(super) struct Inner {
+    /// Boxed, since a table has up to twice as much room as it needs.
+    jobs: DashMap<JobId, Box<Kept>, IdHash>,
     /// Which job has the claim on a key. Its locks are taken before those of `jobs`, never after.
     claims: DashMap<Digest, JobId>,
     bytes: Budget,
     tallies: Tallies,
     expiry: Expiry,
-}
-
-/// A job in the map.
-#[derive(Debug)]
-struct Kept {
-    record: Record,
-    outcome: Option<Outcome>,
-    /// What this job counts with, beside [`JOB_BYTES`].
-    bytes: usize,
-    /// From when on it is as if it were not there; `None` until it has ended.
-    expires: Option<Instant>,
-    /// There only while somebody waits, or has waited since the last change that they wait for.
-    waiters: Option<Arc<Notify>>,
-    /// The same for those who wait for progress too.
-    watchers: Option<Arc<Notify>>,
-    tally: Arc<Tally>,
-}
-
-/// With the slack of a hash table and of a heap, a claim in a table of its own and a message,
-/// [`JOB_BYTES`] are to cover this.
-const _: () = assert!(size_of::<(JobId, Kept)>() <= 288);
-
-impl Kept {
-    fn is_expired(&self) -> bool {
-        self.expires.is_some_and(|expires| expires <= Instant::now())
-    }
+    /// Numbers those who wait for a change.
+    waiters: AtomicU64,
 }
 
 impl MemoryStore {
@@ -83,11 +67,12 @@ impl MemoryStore {
     pub fn new(max_bytes: usize) -> Self {
         Self {
             inner: Arc::new(Inner {
-                jobs: DashMap::with_shard_amount(SHARDS),
-                claims: DashMap::new(),
+                jobs: DashMap::with_hasher_and_shard_amount(IdHash::default(), SHARDS),
+                claims: DashMap::with_shard_amount(SHARDS),
                 bytes: Budget::new(max_bytes),
                 tallies: Tallies::default(),
                 expiry: Expiry::default(),
+                waiters: AtomicU64::new(0),
             }),
         }
     }
@@ -123,7 +108,7 @@ impl Store for MemoryStore {
     }
 
     fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
-        let fetched = self.inner.look(id, |kept| (kept.record.clone(), kept.outcome.clone()));
+        let fetched = self.inner.look(id, |kept| (kept.record.clone(), kept.outcome().cloned()));
         StoreFuture::ready(Ok(fetched))
     }
 
@@ -141,17 +126,7 @@ impl Store for MemoryStore {
     }
 
     fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()> {
-        match self.inner.waiters(id, seen, interest) {
-            None => StoreFuture::ready(Ok(())),
-            Some(waiters) => {
-                // It counts the changes from here on, not from its first poll on: the entry was
-                // still locked when it was looked at, so none is missed.
-                StoreFuture::new(async move {
-                    waiters.await;
-                    Ok(())
-                })
-            }
-        }
+        StoreFuture::waiting(Waiting::new(Arc::clone(&self.inner), id, seen, interest), || ())
     }
 
     fn usage(&self) -> StoreFuture<Vec<Usage>> {
@@ -175,13 +150,13 @@ impl Inner {
     }
 
     fn claim(&self, record: Record, outcome_bytes: usize) -> Result<Inserted, Error> {
-        let Some(claim) = record.claim().cloned() else {
+        let Some(key) = key_of(&record) else {
             return self.keep(record, outcome_bytes);
         };
         // Whoever else claims this key waits here until the job that has it is in the map.
-        let entry = self.claims.entry(*claim.key());
+        let entry = self.claims.entry(key);
         if let Entry::Occupied(held) = &entry {
-            if let Some(record) = self.holder(*held.get(), claim.key()) {
+            if let Some(record) = self.holder(*held.get(), &key) {
                 return Ok(Inserted::Claimed(record));
             }
         }
@@ -204,15 +179,7 @@ impl Inner {
     fn keep(&self, record: Record, outcome_bytes: usize) -> Result<Inserted, Error> {
         let id = record.id();
         let tally = self.tallies.of(record.policy());
-        let kept = Kept {
-            record,
-            outcome: None,
-            bytes: outcome_bytes,
-            expires: None,
-            waiters: None,
-            watchers: None,
-            tally,
-        };
+        let kept = Box::new(Kept::new(record, outcome_bytes, tally));
         // Counted before it can be found, and be gone.
         kept.tally.add(outcome_bytes + JOB_BYTES);
         let before = match self.jobs.entry(id) {
@@ -227,7 +194,7 @@ impl Inner {
                 return Err(Error::new(ErrorKind::StoreUnavailable, message));
             }
         };
-        self.gone(before);
+        self.gone(*before);
         Ok(Inserted::New)
     }
 
@@ -243,7 +210,7 @@ impl Inner {
         !due.is_empty()
     }
 
-    fn look<T>(&self, id: JobId, look: impl FnOnce(&Kept) -> T) -> Option<T> {
+    pub(super) fn look<T>(&self, id: JobId, look: impl FnOnce(&Kept) -> T) -> Option<T> {
         self.jobs.get(&id).filter(|kept| !kept.is_expired()).map(|kept| look(&kept))
     }
 
@@ -251,92 +218,85 @@ impl Inner {
         let Some(mut entry) = this.jobs.get_mut(&id).filter(|kept| !kept.is_expired()) else {
             return Changed::Unknown;
         };
-        let kept = entry.value_mut();
-        let at = SystemTime::now();
-        let claim = kept.record.claim().cloned();
-        if !kept.record.apply(&change, at) {
-            return Changed::Refused(kept.record.clone());
-        }
-        let ended = kept.record.status().is_end();
-        let expires = (ended && kept.expires.is_none()).then(|| expiry_of(&kept.record, at));
-        kept.expires = kept.expires.or(expires);
-        let outcome = match change {
-            Change::Finish(End::Response(outcome)) => kept.outcome.replace(outcome),
-            Change::Remove => kept.outcome.take(),
-            _ => None,
-        };
-        if ended {
-            let bytes = kept.outcome.as_ref().map_or(0, |outcome| outcome.as_bytes().len());
-            this.recount(kept, bytes);
-        }
-        let waiters = match kept.record.status_version() == kept.record.version() {
-            true => kept.waiters.take(),
-            false => None,
-        };
-        let watchers = kept.watchers.take();
+        let kept = &mut **entry;
+        let (before, key) = (kept.bytes(), key_of(&kept.record));
+        let applied = kept.apply(change, SystemTime::now());
         let record = kept.record.clone();
+        this.recount(kept, before);
         // The map's lock is given up before anything else is done.
         drop(entry);
-        drop(outcome);
-        if let Some(expires) = expires {
-            let weak: Weak<Self> = Arc::downgrade(this);
-            this.expiry.push(expires, id, weak);
+        let Ok(followed) = applied else { return Changed::Refused(record) };
+        drop(followed.removed);
+        if let Some(expires) = followed.expires {
+            this.expiry.push(expires, id, this);
         }
         if record.claim().is_none() {
-            this.release(id, claim.as_ref());
+            this.release(id, key);
         }
-        waiters.into_iter().chain(watchers).for_each(|waiting| waiting.notify_waiters());
+        followed.woken.wake();
         Changed::Applied(record)
     }
 
-    /// A waiter for the next change that is of interest; `None` where there has been one since
-    /// `seen`.
-    fn waiters(
-        &self,
-        id: JobId,
-        seen: u32,
-        interest: Interest,
-    ) -> Option<impl Future<Output = ()> + Send + use<>> {
-        let mut entry = self.jobs.get_mut(&id).filter(|kept| !kept.is_expired())?;
-        let kept = entry.value_mut();
-        let (last, waiting) = match interest {
-            Interest::Status => (kept.record.status_version(), &mut kept.waiters),
-            Interest::Progress => (kept.record.version(), &mut kept.watchers),
+    /// Notes somebody who waits for the next change that is of interest to them, and gives a number
+    /// to it; or gives them back, where there has been one since `seen`.
+    pub(super) fn wait(&self, id: JobId, seen: u32, waiter: Waiter) -> Result<u64, Waiter> {
+        let Some(mut kept) = self.jobs.get_mut(&id).filter(|kept| !kept.is_expired()) else {
+            return Err(waiter);
+        };
+        let version = kept.record.version();
+        let last = match waiter.interest {
+            Interest::Status => kept.record.status_version(),
+            Interest::Progress => version,
         };
         // A version that is still to come is not one that the caller has seen of this job.
-        let is_news = last > seen || kept.record.version() < seen;
-        (!is_news).then(|| Arc::clone(waiting.get_or_insert_default()).notified_owned())
+        if last > seen || version < seen {
+            return Err(waiter);
+        }
+        let number = self.waiters.fetch_add(1, Ordering::Relaxed);
+        kept.wait(number, waiter);
+        Ok(number)
+    }
+
+    /// Forgets somebody who waits.
+    pub(super) fn leave(&self, id: JobId, number: u64) -> Option<Waiter> {
+        self.jobs.get_mut(&id)?.leave(number)
     }
 
     /// Forgets a claim that this job has no more.
-    fn release(&self, id: JobId, claim: Option<&Claim>) {
-        if let Some(claim) = claim {
-            self.claims.remove_if(claim.key(), |_, holder| *holder == id);
+    fn release(&self, id: JobId, key: Option<Digest>) {
+        if let Some(key) = key {
+            self.claims.remove_if(&key, |_, holder| *holder == id);
         }
     }
 
     /// Drops a job and gives back what it took.
     fn forget(&self, id: JobId, condition: impl FnOnce(&Kept) -> bool) {
         if let Some((_, kept)) = self.jobs.remove_if(&id, |_, kept| condition(kept)) {
-            self.release(id, kept.record.claim());
-            self.gone(kept);
+            self.release(id, key_of(&kept.record));
+            self.gone(*kept);
         }
     }
 
     /// Gives back what a job took that is in the map no more.
-    fn gone(&self, kept: Kept) {
-        self.bytes.give_back(kept.bytes + JOB_BYTES);
-        kept.tally.remove(kept.bytes + JOB_BYTES);
-        [kept.waiters, kept.watchers].iter().flatten().for_each(|waiting| waiting.notify_waiters());
+    fn gone(&self, mut kept: Kept) {
+        let bytes = kept.bytes() + JOB_BYTES;
+        self.bytes.give_back(bytes);
+        kept.tally.remove(bytes);
+        kept.everybody().wake();
     }
 
-    /// Called under the job's lock: later the job may have gone, and be given back twice. An
-    /// outcome larger than what was reserved breaks the contract; it is counted all the same.
-    fn recount(&self, kept: &mut Kept, after: usize) {
-        let before = std::mem::replace(&mut kept.bytes, after);
-        self.bytes.recount(before, after);
-        kept.tally.recount(before, after);
+    /// Called under the job's lock: later the job may have gone, and be given back twice.
+    fn recount(&self, kept: &Kept, before: usize) {
+        let after = kept.bytes();
+        if after != before {
+            self.bytes.recount(before, after);
+            kept.tally.recount(before, after);
+        }
     }
+}
+
+fn key_of(record: &Record) -> Option<Digest> {
+    record.claim().map(|claim| *claim.key())
 }
 
 impl Expire for Inner {
@@ -355,15 +315,6 @@ impl Expire for Inner {
     }
 }
 
-/// When a job expires that ended at `at`: as the record says, which is later than its TTL from now
-/// where the wall clock was set back while the job ran.
-fn expiry_of(record: &Record, at: SystemTime) -> Instant {
-    let left = record.expires_at().duration_since(at).unwrap_or_default();
-    let now = Instant::now();
-    // The clock of a machine may end before the calendar does.
-    now.checked_add(left).unwrap_or(now + Record::MAX_TTL)
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -371,7 +322,7 @@ mod tests {
     use tokio::runtime::{Builder, Handle, Runtime};
 
     use super::*;
-    use crate::job::Status;
+    use crate::job::{End, Status};
 
     const TTL: Duration = Duration::from_secs(60);
 
@@ -506,11 +457,11 @@ mod tests {
     async fn what_has_expired_is_as_if_it_had_never_been() {
         let store = MemoryStore::new(usize::MAX);
         let record = record();
-        store.insert(record.clone(), 0).await.unwrap();
+        let gone = Record::running(record.id(), SystemTime::now(), Duration::ZERO);
+        store.insert(gone, 0).await.unwrap();
+        // It has expired by this, and the task has no turn before the insertion.
         store.change(record.id(), response(&[0; 1000])).await.unwrap();
-        // The task has no turn before the insertion.
-        let inner = &store.inner;
-        inner.jobs.get_mut(&record.id()).unwrap().expires = Some(Instant::now());
+        assert_eq!(store.jobs(), 1);
         store.insert(record.clone(), 0).await.unwrap();
         assert_eq!(store.bytes(), JOB_BYTES);
         // What is left in the queue of the first does nothing to the second.

@@ -6,8 +6,10 @@ mod budget;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod expiry;
+mod kept;
 mod memory;
 mod tally;
+mod waiting;
 
 use std::{
     fmt,
@@ -18,6 +20,7 @@ use std::{
 };
 
 pub use memory::MemoryStore;
+use waiting::Waiting;
 
 use crate::{
     error::Error,
@@ -134,12 +137,18 @@ pub struct StoreFuture<T>(Answer<T>);
 enum Answer<T> {
     Ready(Option<Result<T, Error>>),
     Boxed(Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>),
+    /// There when a job of the store in memory has changed.
+    Waiting(Waiting, fn() -> T),
 }
 
 impl<T> StoreFuture<T> {
     /// An answer that is there already.
     pub fn ready(answer: Result<T, Error>) -> Self {
         Self(Answer::Ready(Some(answer)))
+    }
+
+    fn waiting(change: Waiting, then: fn() -> T) -> Self {
+        Self(Answer::Waiting(change, then))
     }
 
     /// An answer that takes time.
@@ -159,6 +168,7 @@ impl<T> Future for StoreFuture<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             Answer::Boxed(future) => future.as_mut().poll(cx),
+            Answer::Waiting(change, then) => Pin::new(change).poll(cx).map(|()| Ok(then())),
             #[expect(clippy::expect_used, reason = "documented; as every future")]
             Answer::Ready(answer) => Poll::Ready(answer.take().expect("polled after it was ready")),
         }

@@ -1,11 +1,8 @@
 //! What the store in memory keeps of each policy's jobs, counted as it changes.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use super::Usage;
@@ -13,6 +10,7 @@ use super::Usage;
 /// What is kept of one policy's jobs.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
+    policy: Option<Arc<str>>,
     jobs: AtomicUsize,
     bytes: AtomicUsize,
 }
@@ -34,25 +32,32 @@ impl Tally {
     }
 }
 
-/// One for each policy. They stay: policies are few.
+/// One for each policy. They stay: policies are few, so that looking through a list of them takes less
+/// than to hash a name.
 #[derive(Debug, Default)]
-pub(super) struct Tallies(Mutex<HashMap<Option<Arc<str>>, Arc<Tally>>>);
+pub(super) struct Tallies(Mutex<Vec<Arc<Tally>>>);
 
 impl Tallies {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Option<Arc<str>>, Arc<Tally>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Tally>>> {
         // Nothing that can panic runs under the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn of(&self, policy: Option<&Arc<str>>) -> Arc<Tally> {
-        Arc::clone(self.lock().entry(policy.cloned()).or_default())
+        let mut tallies = self.lock();
+        if let Some(tally) = tallies.iter().find(|tally| tally.policy.as_ref() == policy) {
+            return Arc::clone(tally);
+        }
+        let tally = Arc::new(Tally { policy: policy.cloned(), ..Tally::default() });
+        tallies.push(Arc::clone(&tally));
+        tally
     }
 
     pub(super) fn usage(&self) -> Vec<Usage> {
         let load = |count: &AtomicUsize| count.load(Ordering::Relaxed);
         let tallies = self.lock();
-        let usage = tallies.iter().map(|(policy, tally)| Usage {
-            policy: policy.clone(),
+        let usage = tallies.iter().map(|tally| Usage {
+            policy: tally.policy.clone(),
             jobs: load(&tally.jobs),
             bytes: load(&tally.bytes),
         });
