@@ -117,11 +117,21 @@ fn rivals_table(sizes: &[usize], results: &mut Results) {
 
 /// How long polls take while jobs expire.
 fn pause_table(jobs: usize, results: &mut Results) {
-    let mut table =
-        Table::new(&["polls", "number", "p50", "p99.99", "worst", "preempted", "worst of all"]);
+    let mut table = Table::new(&[
+        "polls",
+        "number",
+        "p50",
+        "p99.99",
+        "worst",
+        "worst awake",
+        "preempted",
+        "worst of all",
+    ]);
     for (name, polls) in pause::all(jobs) {
         let [median, rare, worst] = [0.5, 0.9999, 1.0].map(|share| polls.quantile(share));
-        for (case, ns) in [("p50", median), ("p99.99", rare), ("worst", worst)] {
+        let awake = polls.worst_awake();
+        let cases = [("p50", median), ("p99.99", rare), ("worst", worst), ("worst awake", awake)];
+        for (case, ns) in cases {
             results.add(&["pause", name, case, &jobs.to_string()], ns, "ns");
         }
         table.row([
@@ -130,6 +140,7 @@ fn pause_table(jobs: usize, results: &mut Results) {
             time(median),
             time(rare),
             time(worst),
+            time(awake),
             polls.preempted().to_string(),
             time(polls.worst_of_all()),
         ]);

@@ -3,9 +3,11 @@
 //! waits for its turn.
 //!
 //! A thread that loses its core to another program has nothing to do with the store, so polls in
-//! which that happened, as the system counts it, are kept apart. What a virtual machine's host does is
-//! not counted by anybody: that is what the same polls without any expiry are for, measured beside a
-//! thread that keeps the other core as busy.
+//! which that happened, as the system counts it, are kept apart. Those in which the thread slept are
+//! not: it waited for a lock, be it of the store or of the allocator. But whoever held that lock may
+//! have lost its core too, so the worst of those that were awake throughout is told as well. What a
+//! virtual machine's host does is not counted by anybody: that is what the same polls without any
+//! expiry are for, measured beside a thread that keeps the other core as busy.
 
 use std::{
     convert::Infallible,
@@ -44,6 +46,8 @@ const AFTERWARDS: Duration = Duration::from_millis(300);
 pub struct Polls {
     /// Sorted.
     times: Vec<u64>,
+    /// The worst of those in which the thread did not sleep.
+    worst_awake: u64,
     /// Those in which the thread lost its core.
     preempted: Vec<u64>,
 }
@@ -58,6 +62,10 @@ impl Polls {
         self.times.get(at).or(self.times.last()).map_or(f64::NAN, |time| *time as f64)
     }
 
+    pub fn worst_awake(&self) -> f64 {
+        self.worst_awake as f64
+    }
+
     pub fn preempted(&self) -> usize {
         self.preempted.len()
     }
@@ -66,9 +74,44 @@ impl Polls {
         self.times.iter().chain(&self.preempted).max().map_or(f64::NAN, |time| *time as f64)
     }
 
+    /// Adds what `poll` takes.
+    async fn time(&mut self, switches: &mut Switches, poll: impl Future<Output = ()>) {
+        let start = Instant::now();
+        poll.await;
+        let time = start.elapsed().as_nanos() as u64;
+        let before = std::mem::replace(switches, Switches::so_far());
+        if before.lost != switches.lost {
+            self.preempted.push(time);
+            return;
+        }
+        self.times.push(time);
+        if before.slept == switches.slept {
+            self.worst_awake = self.worst_awake.max(time);
+        }
+    }
+
     fn sort(mut self) -> Self {
         self.times.sort_unstable();
         self
+    }
+}
+
+/// How often this thread has left its core.
+struct Switches {
+    /// To another that was to run.
+    lost: i64,
+    /// To wait for something.
+    slept: i64,
+}
+
+impl Switches {
+    fn so_far() -> Self {
+        let usage =
+            getrusage(UsageWho::RUSAGE_THREAD).expect("getrusage fails on bad arguments only");
+        Self {
+            lost: usage.involuntary_context_switches(),
+            slept: usage.voluntary_context_switches(),
+        }
     }
 }
 
@@ -156,19 +199,6 @@ impl Desk {
     }
 }
 
-/// Adds what `poll` takes to `polls`.
-async fn timed(polls: &mut Polls, preemptions: &mut i64, poll: impl Future<Output = ()>) {
-    let start = Instant::now();
-    poll.await;
-    let time = start.elapsed().as_nanos() as u64;
-    let before = std::mem::replace(preemptions, preemptions_of_this_thread());
-    if before == *preemptions { &mut polls.times } else { &mut polls.preempted }.push(time);
-}
-
-fn preemptions_of_this_thread() -> i64 {
-    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.involuntary_context_switches())
-}
-
 /// Polls while a thread of its own expires all jobs; and how long that took.
 fn from_another_thread(jobs: usize) -> (Polls, Duration) {
     let (send, receive) = mpsc::channel();
@@ -214,11 +244,11 @@ fn beside_a_busy_thread(time: Duration) -> Polls {
 
 fn polls_until(desk: &Desk, is_over: impl Fn() -> bool) -> Polls {
     let mut polls = Polls::default();
-    let mut preemptions = preemptions_of_this_thread();
+    let mut switches = Switches::so_far();
     let mut round = 0;
     runtime().block_on(async {
         while !is_over() {
-            timed(&mut polls, &mut preemptions, desk.poll(round)).await;
+            polls.time(&mut switches, desk.poll(round)).await;
             round += 1;
         }
     });
@@ -254,14 +284,14 @@ fn with_nothing_else(time: Duration) -> Polls {
 
 async fn polls_in_turn(desk: &Desk, mut is_over: impl FnMut() -> bool) -> Polls {
     let mut polls = Polls::default();
-    let mut preemptions = preemptions_of_this_thread();
+    let mut switches = Switches::so_far();
     let mut round = 0;
     while !is_over() {
         let poll = async {
             yield_now().await;
             desk.poll(round).await;
         };
-        timed(&mut polls, &mut preemptions, poll).await;
+        polls.time(&mut switches, poll).await;
         round += 1;
     }
     polls.sort()
