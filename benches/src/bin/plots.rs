@@ -74,8 +74,8 @@ fn jobs() -> Result {
         all
     };
     let charts = [
-        ("Accept a job, and run it to its end", chart("accept and run")),
-        ("Poll a running job", chart("poll")),
+        ("µs to accept a job, and run it to its end", chart("accept and run")),
+        ("µs to poll a running job", chart("poll")),
     ];
     lines(&folder("plots").join("jobs.svg"), &charts)
 }

@@ -1,5 +1,6 @@
-//! The store in memory beside bare maps with the same keys and records. A map does what the store has
-//! it do, and no more: it counts no bytes, wakes nobody, and lets nothing expire.
+//! The store in memory beside bare maps with the same keys, which hold a record, and an outcome where
+//! there is one. A map does what the store has it do, and no more: it counts no bytes, wakes nobody,
+//! and lets nothing expire.
 
 use std::{
     collections::HashMap,
@@ -9,7 +10,7 @@ use std::{
 
 use dashmap::DashMap;
 use tower_offload::{
-    Change, JobId, MemoryStore, Record, Store,
+    Change, JobId, MemoryStore, Outcome, Record, Store,
     store::{Changed, Inserted},
 };
 
@@ -24,8 +25,8 @@ pub fn all(jobs: usize) -> Vec<(&'static str, [Times; 3])> {
     let ids: Vec<_> = (0..jobs).map(|_| JobId::random().unwrap()).collect();
     let [inserts, reads, cancels, removes]: [[Times; 3]; 4] = {
         let store = measured(roomy_store(), &ids);
-        let dash_map = measured(DashMap::<JobId, Record>::new(), &ids);
-        let hash_map = measured(HashMap::<JobId, Record>::new(), &ids);
+        let dash_map = measured(DashMap::<JobId, Kept>::new(), &ids);
+        let hash_map = measured(HashMap::<JobId, Kept>::new(), &ids);
         let mut all = [store, dash_map, hash_map].map(IntoIterator::into_iter);
         std::array::from_fn(|_| all.each_mut().map(|times| times.next().unwrap_or_default()))
     };
@@ -38,6 +39,19 @@ trait Jobs {
     async fn read(&self, id: JobId) -> Option<Record>;
     async fn cancel(&mut self, id: JobId) -> Option<Record>;
     async fn remove(&mut self, id: JobId);
+}
+
+/// What a map holds of a job.
+struct Kept {
+    record: Record,
+    /// None of these jobs has one, but there must be room for it.
+    _outcome: Option<Outcome>,
+}
+
+impl Kept {
+    fn new(record: Record) -> Self {
+        Self { record, _outcome: None }
+    }
 }
 
 impl Jobs for MemoryStore {
@@ -62,17 +76,17 @@ impl Jobs for MemoryStore {
     }
 }
 
-impl Jobs for DashMap<JobId, Record> {
+impl Jobs for DashMap<JobId, Kept> {
     async fn insert(&mut self, record: Record) {
-        assert!(DashMap::insert(self, record.id(), record).is_none());
+        assert!(DashMap::insert(self, record.id(), Kept::new(record)).is_none());
     }
 
     async fn read(&self, id: JobId) -> Option<Record> {
-        self.get(&id).map(|record| record.clone())
+        self.get(&id).map(|kept| kept.record.clone())
     }
 
     async fn cancel(&mut self, id: JobId) -> Option<Record> {
-        let mut record = self.get_mut(&id)?;
+        let record = &mut self.get_mut(&id)?.record;
         record.apply(&Change::Cancel, SystemTime::now()).then(|| record.clone())
     }
 
@@ -81,17 +95,17 @@ impl Jobs for DashMap<JobId, Record> {
     }
 }
 
-impl Jobs for HashMap<JobId, Record> {
+impl Jobs for HashMap<JobId, Kept> {
     async fn insert(&mut self, record: Record) {
-        assert!(HashMap::insert(self, record.id(), record).is_none());
+        assert!(HashMap::insert(self, record.id(), Kept::new(record)).is_none());
     }
 
     async fn read(&self, id: JobId) -> Option<Record> {
-        self.get(&id).cloned()
+        self.get(&id).map(|kept| kept.record.clone())
     }
 
     async fn cancel(&mut self, id: JobId) -> Option<Record> {
-        let record = self.get_mut(&id)?;
+        let record = &mut self.get_mut(&id)?.record;
         record.apply(&Change::Cancel, SystemTime::now()).then(|| record.clone())
     }
 
