@@ -26,20 +26,29 @@ const LEAST_RISE: f64 = 15.0;
 /// Allocations are counted over many calls, so that what is made once shows in the fraction.
 const ALLOCATION: f64 = 0.25;
 
+/// What was counted of a case, in all its calls.
+struct Count {
+    instructions: f64,
+    allocations: f64,
+}
+
 /// What one call of a case costs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Cost {
     instructions: f64,
+    /// More than those of the bare service.
+    added: f64,
     allocations: f64,
 }
+
+/// By group and name.
+type Cases<T> = HashMap<(String, String), T>;
 
 /// One case, as it was counted and as the table has it.
 struct Row {
     group: &'static str,
     name: &'static str,
     cost: Cost,
-    added: f64,
-    /// What the table says that it adds, and its allocations.
     accepted: Option<Cost>,
 }
 
@@ -89,12 +98,12 @@ impl Row {
         let Some(accepted) = self.accepted else {
             return Some(format!("{case} is not in the table"));
         };
-        let most = accepted.instructions + (accepted.instructions * RISE).max(LEAST_RISE);
         // A timer of 1 ms fires on the machine's clock, which is not the same twice.
-        if same_tools && self.group != "timer" && self.added > most {
+        let most = accepted.added + self.may_rise(accepted);
+        if same_tools && self.group != "timer" && self.cost.added > most {
             return Some(format!(
                 "{case} adds {:.0} instructions, where {:.0} are accepted and {most:.0} would pass",
-                self.added, accepted.instructions
+                self.cost.added, accepted.added
             ));
         }
         (self.cost.allocations > accepted.allocations + ALLOCATION).then(|| {
@@ -102,27 +111,32 @@ impl Row {
             format!("{case} makes {now:.1} allocations, where {then:.1} are accepted")
         })
     }
+
+    fn may_rise(&self, accepted: Cost) -> f64 {
+        // Inside of a router most of what is added is axum's own, and the compiler may lay that out
+        // anew when anything in the program changes.
+        let whole = self.name.starts_with("inside_");
+        let held = if whole { accepted.instructions } else { accepted.added };
+        (held * RISE).max(LEAST_RISE)
+    }
 }
 
 /// Every case with its cost, in the order of the cases.
-fn rows(
-    counted: &HashMap<(String, String), Cost>,
-    accepted: &HashMap<(String, String), Cost>,
-) -> Result<Vec<Row>, Error> {
+fn rows(counted: &Cases<Count>, accepted: &Cases<Cost>) -> Result<Vec<Row>, Error> {
     let key = |group: &str, name: &str| (group.to_owned(), name.to_owned());
     let mut rows = Vec::new();
     for case in cases::all(cases::LONG) {
         let (group, name) = (case.group, case.name);
-        let Some(total) = counted.get(&key(group, name)) else { continue };
+        let Some(count) = counted.get(&key(group, name)) else { continue };
         let bare = counted.get(&key(group, "bare")).ok_or("a group without its bare service")?;
         let calls = case.counted() as f64;
         let cost = Cost {
-            instructions: total.instructions / calls,
-            allocations: total.allocations / calls,
+            instructions: count.instructions / calls,
+            added: (count.instructions - bare.instructions) / calls,
+            allocations: count.allocations / calls,
         };
-        let added = cost.instructions - bare.instructions / calls;
         let accepted = accepted.get(&key(group, name)).copied();
-        rows.push(Row { group, name, cost, added, accepted });
+        rows.push(Row { group, name, cost, accepted });
     }
     if rows.len() != counted.len() {
         return Err("a case was counted that cases.rs does not have".into());
@@ -131,8 +145,8 @@ fn rows(
 }
 
 /// Reads gungraun's JSON, a line for each case.
-fn counted() -> Result<HashMap<(String, String), Cost>, Error> {
-    let mut costs = HashMap::new();
+fn counted() -> Result<Cases<Count>, Error> {
+    let mut counts = HashMap::new();
     for line in stdin().lines() {
         let case: Value = serde_json::from_str(&line?)?;
         let text = |field: &str| case[field].as_str().map(str::to_owned).ok_or("no name");
@@ -143,23 +157,29 @@ fn counted() -> Result<HashMap<(String, String), Cost>, Error> {
             };
             profiles.filter_map(value).next().ok_or(format!("no {name}"))
         };
-        let cost = Cost { instructions: metric("Ir")?, allocations: metric("TotalBlocks")? };
-        costs.insert((text("function_name")?, text("id")?), cost);
+        let count = Count { instructions: metric("Ir")?, allocations: metric("TotalBlocks")? };
+        counts.insert((text("function_name")?, text("id")?), count);
     }
-    if costs.is_empty() {
+    if counts.is_empty() {
         return Err("nothing was counted".into());
     }
-    Ok(costs)
+    Ok(counts)
 }
 
-/// What each case adds, and its allocations, by the table.
-fn accepted(table: &str) -> Result<HashMap<(String, String), Cost>, Error> {
+/// What each case costs by the table.
+fn accepted(table: &str) -> Result<Cases<Cost>, Error> {
     let lines = table.lines().filter(|line| !line.starts_with('#')).skip(1);
     let row = |line: &str| {
-        let [group, name, _, added, allocations] = line.split('\t').collect::<Vec<_>>()[..] else {
+        let [group, name, instructions, added, allocations] =
+            line.split('\t').collect::<Vec<_>>()[..]
+        else {
             return Err(format!("not a row of the table: {line}").into());
         };
-        let cost = Cost { instructions: added.parse()?, allocations: allocations.parse()? };
+        let cost = Cost {
+            instructions: instructions.parse()?,
+            added: added.parse()?,
+            allocations: allocations.parse()?,
+        };
         Ok(((group.to_owned(), name.to_owned()), cost))
     };
     lines.map(row).collect()
@@ -176,8 +196,8 @@ fn tsv(rows: &[Row], tools: &str) -> String {
     );
     _ = writeln!(table, "# tools: {tools}");
     table.push_str("group\tcase\tinstructions\tadded\tallocations\n");
-    for Row { group, name, cost, added, .. } in rows {
-        let Cost { instructions, allocations } = cost;
+    for Row { group, name, cost, .. } in rows {
+        let Cost { instructions, added, allocations } = cost;
         _ = writeln!(table, "{group}\t{name}\t{instructions:.0}\t{added:.0}\t{allocations:.1}");
     }
     table
@@ -195,11 +215,11 @@ fn report(rows: &[Row]) -> String {
             text.push('\n');
         }
         let case = format!("{}::{}", row.group, row.name);
-        let Cost { instructions, allocations } = row.cost;
-        _ = write!(text, "{case:<48} {instructions:>12.0} {:>+9.0} {allocations:>11.1}", row.added);
+        let Cost { instructions, added, allocations } = row.cost;
+        _ = write!(text, "{case:<48} {instructions:>12.0} {added:>+9.0} {allocations:>11.1}");
         if let Some(accepted) = row.accepted {
-            let change = row.added - accepted.instructions;
-            _ = write!(text, " {:>+9.0} {change:>+8.0}", accepted.instructions);
+            let change = added - accepted.added;
+            _ = write!(text, " {:>+9.0} {change:>+8.0}", accepted.added);
         }
         text.push('\n');
     }
@@ -211,28 +231,38 @@ mod tests {
     use super::*;
 
     fn row(name: &'static str, added: f64, allocations: f64, accepted: Option<Cost>) -> Row {
-        let cost = Cost { instructions: 500.0 + added, allocations };
-        Row { group: "ready", name, cost, added, accepted }
+        Row { group: "ready", name, cost: cost(added, allocations), accepted }
     }
 
-    fn cost(instructions: f64, allocations: f64) -> Option<Cost> {
-        Some(Cost { instructions, allocations })
+    fn cost(added: f64, allocations: f64) -> Cost {
+        Cost { instructions: 500.0 + added, added, allocations }
+    }
+
+    fn passes(name: &'static str, added: f64, accepted: f64) -> bool {
+        row(name, added, 0.0, Some(cost(accepted, 0.0))).fault(true).is_none()
     }
 
     #[test]
     fn ours_may_rise_by_three_percent_and_by_what_does_not_matter() {
-        assert_eq!(row("after", 1_030.0, 0.0, cost(1_000.0, 0.0)).fault(true), None);
-        assert!(row("after", 1_031.0, 0.0, cost(1_000.0, 0.0)).fault(true).is_some());
-        assert_eq!(row("after", 55.0, 0.0, cost(40.0, 0.0)).fault(true), None);
-        assert!(row("after", 56.0, 0.0, cost(40.0, 0.0)).fault(true).is_some());
+        assert!(passes("after", 1_030.0, 1_000.0));
+        assert!(!passes("after", 1_031.0, 1_000.0));
+        assert!(passes("after", 55.0, 40.0));
+        assert!(!passes("after", 56.0, 40.0));
         assert!(row("after", 40.0, 0.0, None).fault(true).is_some());
     }
 
     #[test]
+    fn inside_a_router_the_whole_may_rise_by_three_percent() {
+        assert!(passes("inside_after", 1_045.0, 1_000.0));
+        assert!(!passes("inside_after", 1_046.0, 1_000.0));
+    }
+
+    #[test]
     fn with_other_tools_only_allocations_are_held() {
-        assert_eq!(row("after", 2_000.0, 0.0, cost(40.0, 0.0)).fault(false), None);
-        assert!(row("after", 40.0, 1.0, cost(40.0, 0.0)).fault(false).is_some());
-        assert_eq!(row("tower_timeout", 2_000.0, 9.0, cost(40.0, 0.0)).fault(true), None);
+        let accepted = Some(cost(40.0, 0.0));
+        assert_eq!(row("after", 2_000.0, 0.0, accepted).fault(false), None);
+        assert!(row("after", 40.0, 1.0, accepted).fault(false).is_some());
+        assert_eq!(row("tower_timeout", 2_000.0, 9.0, accepted).fault(true), None);
     }
 
     #[test]
@@ -240,6 +270,6 @@ mod tests {
         let written = tsv(&[row("after", 40.0, 1.0, None)], "some rustc");
         assert_eq!(tools_of(&written), Some("some rustc"));
         let key = ("ready".to_owned(), "after".to_owned());
-        assert_eq!(accepted(&written).unwrap()[&key], cost(40.0, 1.0).unwrap());
+        assert_eq!(accepted(&written).unwrap()[&key], cost(40.0, 1.0));
     }
 }
