@@ -489,7 +489,7 @@ async fn ten_thousand_that_wait_are_answered_and_so_are_others() {
     let connections = (descriptors() / 2).saturating_sub(256).min(POLLS);
     let streams = POLLS - connections;
     let ((raw, multiplexed), memory) = at_most(async {
-        let raw = raw_polls(&server, &job, connections).await;
+        let raw = raw_polls(&server, &job, connections, &polling).await;
         let multiplexed = multiplexed_polls(&server, &job, streams);
         let mut now = polling.subscribe();
         let all = now.wait_for(|now| *now == POLLS);
@@ -520,11 +520,17 @@ async fn ten_thousand_that_wait_are_answered_and_so_are_others() {
     is_served(&healthy, &server, &other).await;
 }
 
-async fn raw_polls(server: &Server, job: &str, polls: usize) -> Vec<Raw> {
+async fn raw_polls(
+    server: &Server,
+    job: &str,
+    polls: usize,
+    polling: &watch::Sender<usize>,
+) -> Vec<Raw> {
     let request = format!("GET {job} HTTP/1.1\r\nhost: x\r\nprefer: wait=30\r\n\r\n");
     let mut all = Vec::new();
     while all.len() < polls {
-        // Not more at once than a listener's backlog.
+        // Not more at once than a listener's backlog: what it has no room for is sent again after
+        // ever longer times, of minutes in the end. A client is connected before it is accepted.
         let more = (polls - all.len()).min(100);
         let connected = (0..more).map(|_| TcpStream::connect(server.addr));
         for stream in try_join_all(connected).await.unwrap() {
@@ -532,6 +538,7 @@ async fn raw_polls(server: &Server, job: &str, polls: usize) -> Vec<Raw> {
             raw.write(&request).await;
             all.push(raw);
         }
+        polling.subscribe().wait_for(|now| *now >= all.len()).await.unwrap();
     }
     all
 }
