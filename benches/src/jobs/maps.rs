@@ -52,6 +52,10 @@ impl Kept {
     fn new(record: Record) -> Self {
         Self { record, _outcome: None }
     }
+
+    fn cancel(&mut self) -> Option<Record> {
+        self.record.apply(&Change::Cancel, SystemTime::now()).then(|| self.record.clone())
+    }
 }
 
 impl Jobs for MemoryStore {
@@ -86,8 +90,7 @@ impl Jobs for DashMap<JobId, Kept> {
     }
 
     async fn cancel(&mut self, id: JobId) -> Option<Record> {
-        let record = &mut self.get_mut(&id)?.record;
-        record.apply(&Change::Cancel, SystemTime::now()).then(|| record.clone())
+        self.get_mut(&id)?.cancel()
     }
 
     async fn remove(&mut self, id: JobId) {
@@ -105,8 +108,7 @@ impl Jobs for HashMap<JobId, Kept> {
     }
 
     async fn cancel(&mut self, id: JobId) -> Option<Record> {
-        let record = &mut self.get_mut(&id)?.record;
-        record.apply(&Change::Cancel, SystemTime::now()).then(|| record.clone())
+        self.get_mut(&id)?.cancel()
     }
 
     async fn remove(&mut self, id: JobId) {

@@ -14,10 +14,10 @@ use tokio::{runtime::Handle, task::yield_now};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_offload::{MemoryStore, Offload, Policy, StatusService};
 
-use super::{location, request};
+use super::{batches, gets, location, request};
 use crate::{
     desks::{roomy, roomy_store},
-    measure::{Dice, Times, is_trial},
+    measure::{Dice, Times},
     request::post,
     runtime,
     service::{Handler, Takes},
@@ -46,11 +46,6 @@ pub fn all(jobs: usize) -> Vec<(&'static str, Times)> {
         all.push(("expiry", expired));
     });
     all
-}
-
-/// How many operations are measured at once, and how often.
-fn batches() -> (usize, usize) {
-    if is_trial() { (16, 2) } else { (200, 25) }
 }
 
 struct Desk {
@@ -139,32 +134,23 @@ impl Desk {
 
     async fn polls(&self, running: &[String]) -> Times {
         let urls = running.iter().map(|location| format!("{location}/status")).collect::<Vec<_>>();
-        self.gets(&urls, |response| assert_eq!(response, (200, false))).await
+        self.gets(&urls, false).await
     }
 
     async fn fetches(&self, finished: &[String], bytes: usize) -> Times {
         let urls: Vec<_> = finished.iter().map(|location| format!("{location}/result")).collect();
         assert_eq!(self.get(request(Method::GET, &urls[0])).await.2, bytes);
-        self.gets(&urls, |response| assert_eq!(response, (200, true))).await
+        self.gets(&urls, true).await
     }
 
-    /// Gets random ones of these; `check` sees the status, and whether it is a replay.
-    async fn gets(&self, urls: &[String], check: fn((u16, bool))) -> Times {
-        let mut dice = Dice::default();
-        let mut times = Times::default();
-        let (size, batches) = batches();
-        for _ in 0..batches {
-            let one = || request(Method::GET, &urls[dice.below(urls.len())]);
-            let requests: Vec<_> = std::iter::repeat_with(one).take(size).collect();
-            let start = Instant::now();
-            for request in requests {
-                let (status, is_replay, bytes) = self.get(request).await;
-                check((status, is_replay));
-                black_box(bytes);
-            }
-            times.push(start.elapsed(), size);
-        }
-        times
+    /// Gets random ones of these, which are replays or not.
+    async fn gets(&self, urls: &[String], replays: bool) -> Times {
+        gets(urls, async |request| {
+            let (status, is_replay, bytes) = self.get(request).await;
+            assert_eq!((status, is_replay), (200, replays));
+            black_box(bytes);
+        })
+        .await
     }
 
     /// The answer's status, whether it is a replay, and its length.

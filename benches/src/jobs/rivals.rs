@@ -7,10 +7,10 @@ use http::{Method, Request};
 use tokio::{runtime::Handle, task::yield_now};
 use tower::ServiceExt;
 
-use super::{location, request};
+use super::{batches, gets, location, request};
 use crate::{
     desks::{BRIEF, DATA, Desk, ENDLESS, KEPT},
-    measure::{Dice, Times, is_trial},
+    measure::Times,
     runtime,
 };
 
@@ -43,10 +43,6 @@ pub fn all<D: Desk>(jobs: usize) -> (&'static str, [Times; 3]) {
         [accepted, done, polls(&desk, &running).await]
     });
     (D::NAME, times)
-}
-
-fn batches() -> (usize, usize) {
-    if is_trial() { (16, 2) } else { (200, 25) }
 }
 
 /// Until the answers are there, and until the jobs have ended.
@@ -85,20 +81,11 @@ async fn accepts<D: Desk>(desk: &D) -> [Times; 2] {
 
 async fn polls<D: Desk>(desk: &D, running: &[String]) -> Times {
     let app = desk.app();
-    let mut dice = Dice::default();
-    let mut times = Times::default();
-    let (size, batches) = batches();
-    for _ in 0..batches {
-        let one = || request(Method::GET, &running[dice.below(running.len())]);
-        let requests: Vec<_> = std::iter::repeat_with(one).take(size).collect();
-        let start = Instant::now();
-        for request in requests {
-            let answer = app.clone().oneshot(request).await.unwrap();
-            assert_eq!(black_box(answer).status(), 200);
-        }
-        times.push(start.elapsed(), size);
-    }
-    times
+    gets(running, async |request| {
+        let answer = app.clone().oneshot(request).await.unwrap();
+        assert_eq!(black_box(answer).status(), 200);
+    })
+    .await
 }
 
 /// A request for a new job.
