@@ -48,7 +48,7 @@ pub(super) struct Deferred {
     pub(super) owner: Option<Owner>,
     /// The hash of the owner and the `Idempotency-Key`.
     pub(super) key: Option<Digest>,
-    pub(super) target: Option<PathAndQuery>,
+    pub(super) target: PathAndQuery,
     /// The span that was current at the call.
     pub(super) span: Span,
 }
@@ -119,7 +119,7 @@ impl Deferred {
     /// nested routers a layer sees the end of the path only.
     fn claim(&self, method: &http::Method, whole: &Whole) -> Option<Claim> {
         let key = self.key?;
-        let target = self.target.as_ref().map_or("", PathAndQuery::as_str);
+        let target = self.target.as_str();
         let name = self.route.policy.label().map_or("", |name| name);
         let parts = [method.as_str().as_bytes(), name.as_bytes(), target.as_bytes(), whole.data()];
         Some(Claim::new(key, Digest::of("request", &parts)))

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     body::{ResponseBody, StatusBody},
     error::BoxError,
-    job::{Asked, Current},
+    job::{Asked, within},
     run::{Refusal, Registered, Work},
     wire,
 };
@@ -120,9 +120,7 @@ where
             _ => return this.poll_more(cx),
         };
         let mut asked = Asked::default();
-        let current = Current::enter(watch.identity(), None, &mut asked);
-        let polled = Pin::new(handler).poll(cx);
-        drop(current);
+        let polled = within(watch.identity(), None, &mut asked, || Pin::new(handler).poll(cx));
         if polled.is_ready() {
             asked.finished();
             watch.end();
@@ -163,9 +161,7 @@ where
             // Not there while the handler is polled: a panic unwinds through here, and a future that
             // has panicked must not be polled again.
             let rescue = special.rescue.take();
-            let current = Current::enter(identity, id, &mut special.asked);
-            let polled = Pin::new(handler).poll(cx);
-            drop(current);
+            let polled = within(identity, id, &mut special.asked, || Pin::new(handler).poll(cx));
             if polled.is_ready() {
                 watch.end();
                 return polled;
@@ -201,7 +197,7 @@ where
         let work = Work {
             future: handler,
             asked: watch.take_asked(),
-            target: Some(watch.target().clone()),
+            target: watch.target().clone(),
             // Whatever polls a handler does so in its span.
             span: Span::current(),
             run_time: watch.route.run_time(),

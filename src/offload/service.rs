@@ -86,7 +86,7 @@ impl<S> OffloadService<S> {
                 route,
                 owner,
                 key,
-                target: Some(target),
+                target,
             })),
         };
         (way, request)
@@ -159,14 +159,9 @@ where
         let route = self.shared.route(self.shared.policies.find(&request));
         match route.first_look(&request) {
             FirstLook::Through => ResponseFuture::through(self.inner.call(request)),
-            // A body that is over at the call needs no watching, and is passed on as it is.
-            FirstLook::Watched(stage) if request.body().is_end_stream() => {
-                let watch = Watch::new(Arc::clone(route), target_of(&request), stage);
-                watched(&mut self.inner, watch, request)
-            }
             FirstLook::Watched(stage) => {
                 let watch = Watch::new(Arc::clone(route), target_of(&request), stage);
-                uploading(&mut self.inner, watch, request)
+                watched(&mut self.inner, watch, request)
             }
             FirstLook::Asked(head) => {
                 let route = Arc::clone(route);
@@ -194,10 +189,7 @@ impl<S> OffloadService<S> {
     {
         match self.way(route, head, request) {
             (Way::Through, request) => ResponseFuture::through(self.inner.call(request)),
-            (Way::Watched(watch), request) if request.body().is_end_stream() => {
-                watched(&mut self.inner, watch, request)
-            }
-            (Way::Watched(watch), request) => uploading(&mut self.inner, watch, request),
+            (Way::Watched(watch), request) => watched(&mut self.inner, watch, request),
             (Way::Deferred(deferred), request) => {
                 // What was readied may hold a permit: it is given back, and the job's turn readies
                 // another.
@@ -212,21 +204,18 @@ impl<S> OffloadService<S> {
 
 /// Calls the service with a request that is watched.
 #[inline]
-fn watched<S, B>(inner: &mut S, mut watch: Watch, request: Request<B>) -> ResponseFuture<S::Future>
+fn watched<S, B>(inner: &mut S, watch: Watch, request: Request<B>) -> ResponseFuture<S::Future>
 where
     S: Service<Request<B>, Future: Future<Output: Send> + Send + 'static>,
+    B: RequestBody,
 {
-    let mut asked = Asked::default();
-    let current = Current::enter(watch.identity(), None, &mut asked);
-    let handler = inner.call(request);
-    drop(current);
-    if asked.is_something() {
-        watch.special_mut().asked = asked;
+    // A body that is over at the call needs no watching, and is passed on as it is.
+    match request.body().is_end_stream() {
+        true => called(inner, watch, request),
+        false => uploading(inner, watch, request),
     }
-    ResponseFuture::watched(watch, handler)
 }
 
-/// The same for one whose body is not over.
 #[inline(never)]
 fn uploading<S, B>(
     inner: &mut S,
@@ -238,7 +227,23 @@ where
     B: RequestBody,
 {
     let request = request.map(|body| watch.upload(body));
-    watched(inner, watch, request)
+    called(inner, watch, request)
+}
+
+/// Not by `within`: a closure would move the request once more.
+#[inline]
+fn called<S, B>(inner: &mut S, mut watch: Watch, request: Request<B>) -> ResponseFuture<S::Future>
+where
+    S: Service<Request<B>, Future: Future<Output: Send> + Send + 'static>,
+{
+    let mut asked = Asked::default();
+    let current = Current::enter(watch.identity(), None, &mut asked);
+    let handler = inner.call(request);
+    drop(current);
+    if asked.is_something() {
+        watch.special_mut().asked = asked;
+    }
+    ResponseFuture::watched(watch, handler)
 }
 
 /// The service inside, with its futures boxed.

@@ -182,8 +182,7 @@ impl Watch {
 
     /// The end of all watching.
     pub(super) fn detach(&mut self) {
-        let is_open = !self.is_over();
-        self.enter(Stage::Attached { is_open });
+        self.enter(self.attached());
     }
 
     /// The id under which a job is being registered.

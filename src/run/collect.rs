@@ -37,7 +37,7 @@ impl<B: Body> Collect<B> {
     pub(super) fn new(
         id: JobId,
         response: Response<B>,
-        target: Option<&PathAndQuery>,
+        target: &PathAndQuery,
         max: usize,
     ) -> Result<Self, Failure> {
         let (mut head, body) = response.into_parts();

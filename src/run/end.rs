@@ -7,10 +7,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Backoff, State, report::report_last};
+use super::{State, insist::until_done, report::report_last};
 use crate::{
     job::{Change, End, Failure, JobId, Said},
-    store::{Changed, StoreFuture},
+    store::Changed,
 };
 
 /// Writes the job's last progress, if that can be, and its end. Somebody else may have been faster.
@@ -33,32 +33,13 @@ pub(super) fn finish(
         end = End::Failure(Failure::Interrupted);
     }
     let state = Arc::clone(state);
-    if let Some(said) = said {
-        return Some(Box::pin(async move {
+    Some(Box::pin(async move {
+        if let Some(said) = said {
             report_last(&state, id, &said).await;
-            insist(&state, id, &end, ask(&state, id, &end)).await;
-        }));
-    }
-    let answer = ask(&state, id, &end);
-    Some(Box::pin(async move { insist(&state, id, &end, answer).await }))
-}
-
-fn ask(state: &State, id: JobId, end: &End) -> StoreFuture<Changed> {
-    state.store.change(id, Change::Finish(end.clone()))
-}
-
-async fn insist(state: &State, id: JobId, end: &End, mut answer: StoreFuture<Changed>) {
-    let mut backoff = Backoff::new();
-    loop {
-        match answer.await {
-            Ok(changed) => return told(id, &changed),
-            Err(error) => {
-                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot store the end of a job, trying again");
-                backoff.wait().await;
-            }
         }
-        answer = ask(state, id, end);
-    }
+        let ask = || state.store.change(id, Change::Finish(end.clone()));
+        told(id, &until_done(id, "cannot store the end of a job", ask().await, ask).await);
+    }))
 }
 
 fn told(id: JobId, changed: &Changed) {

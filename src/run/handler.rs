@@ -24,7 +24,7 @@ pin_project! {
     /// over, and it may be large.
     pub(super) struct Handler<F, B> {
         id: JobId,
-        target: Option<PathAndQuery>,
+        target: PathAndQuery,
         max: usize,
         #[pin]
         stage: Stage<F, B>,
@@ -43,7 +43,7 @@ pin_project! {
 impl<F, B> Handler<F, B> {
     /// `target` is what relative references of the response are resolved against, `max` the bytes
     /// of the largest outcome.
-    pub(super) fn new(id: JobId, future: F, target: Option<PathAndQuery>, max: usize) -> Self {
+    pub(super) fn new(id: JobId, future: F, target: PathAndQuery, max: usize) -> Self {
         Self { id, target, max, stage: Stage::Runs { future } }
     }
 
@@ -72,12 +72,10 @@ where
             // What is left of the handler is dropped before its response is read.
             this.stage.set(Stage::Over);
             match answer {
-                Ok(response) => {
-                    match Collect::new(*this.id, response, this.target.as_ref(), *this.max) {
-                        Ok(collect) => this.stage.set(Stage::Answers { collect }),
-                        Err(failure) => return Poll::Ready(End::Failure(failure)),
-                    }
-                }
+                Ok(response) => match Collect::new(*this.id, response, this.target, *this.max) {
+                    Ok(collect) => this.stage.set(Stage::Answers { collect }),
+                    Err(failure) => return Poll::Ready(End::Failure(failure)),
+                },
                 Err(error) => {
                     let error: BoxError = error.into();
                     tracing::error!(job = %this.id, error = &*error as &dyn std::error::Error, "the service failed");

@@ -1,4 +1,5 @@
-//! What must reach the store from a `Drop`, where nothing can be awaited.
+//! What must reach the store, however often it fails; also from a `Drop`, where nothing can be
+//! awaited.
 
 use std::{
     future::Future,
@@ -10,6 +11,7 @@ use tokio::runtime::Handle;
 
 use super::{Admission, Backoff};
 use crate::{
+    error::Error,
     job::JobId,
     store::{Store, StoreFuture},
 };
@@ -35,15 +37,32 @@ pub(super) fn insist<T: Send + 'static>(
         Poll::Pending => None,
     };
     runtime.spawn(async move {
-        let mut answer = match failed {
+        let answer = match failed {
             Some(error) => Err(error),
             None => answer.await,
         };
-        let mut backoff = Backoff::new();
-        while let Err(error) = answer {
-            tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "the store does not let go of a job, trying again");
-            backoff.wait().await;
-            answer = ask(&*admission.lane().state.store).await;
-        }
+        // It has the place, and gives it back when the store has done it.
+        let again = move || ask(&*admission.lane().state.store);
+        until_done(id, "the store does not let go of a job", answer, again).await;
     });
+}
+
+/// Asks the store again and again, from this answer on, until it does what it is asked.
+pub(super) async fn until_done<T>(
+    id: JobId,
+    failed: &str,
+    mut answer: Result<T, Error>,
+    ask: impl Fn() -> StoreFuture<T>,
+) -> T {
+    let mut backoff = Backoff::new();
+    loop {
+        match answer {
+            Ok(done) => return done,
+            Err(error) => {
+                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "{failed}, trying again");
+            }
+        }
+        backoff.wait().await;
+        answer = ask().await;
+    }
 }

@@ -45,7 +45,7 @@ pub(crate) struct Work<F> {
     /// The handler's future, as it is.
     pub(crate) future: F,
     /// The original request's path, which the response's relative references are resolved against.
-    pub(crate) target: Option<PathAndQuery>,
+    pub(crate) target: PathAndQuery,
     /// The span in which the handler runs.
     pub(crate) span: Span,
     pub(crate) run_time: Duration,

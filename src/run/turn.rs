@@ -7,7 +7,7 @@ use std::{
     task::Poll,
 };
 
-use super::{Admission, Backoff, Place, State, beside::ended_elsewhere, places::Ticket};
+use super::{Admission, Place, State, beside::ended_elsewhere, insist::until_done, places::Ticket};
 use crate::{
     job::{Change, JobId, Record},
     store::Changed,
@@ -25,19 +25,13 @@ pub(super) async fn begin(
         let place = turn(state, id, version, ticket).await?;
         *admission = Admission::Now(place);
     }
-    let mut backoff = Backoff::new();
-    loop {
-        match state.store.change(id, Change::Start).await {
-            Ok(Changed::Applied(record)) => return Some(record),
-            Ok(Changed::Refused(record)) if record.status().is_end() => return None,
-            // Tried before, with an answer that was lost.
-            Ok(Changed::Refused(record)) => return Some(record),
-            Ok(Changed::Unknown) => return None,
-            Err(error) => {
-                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot begin a job, trying again");
-                backoff.wait().await;
-            }
-        }
+    let start = || state.store.change(id, Change::Start);
+    match until_done(id, "cannot begin a job", start().await, start).await {
+        Changed::Applied(record) => Some(record),
+        Changed::Refused(record) if record.status().is_end() => None,
+        // Tried before, with an answer that was lost.
+        Changed::Refused(record) => Some(record),
+        Changed::Unknown => None,
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     text::{push_number, rfc3339},
     urls::{LocationStyle, Urls},
 };
-use crate::job::{Progress, Record, Status};
+use crate::job::{Progress, Record};
 
 /// Everything under the status path is this: a cached copy would get round owner and removal.
 pub(crate) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -146,8 +146,7 @@ impl<'a> Writer<'a> {
         self.push("{\"job_id\":\"");
         let id = self.id;
         self.text.extend_from_slice(&id);
-        self.push("\",\"status\":\"");
-        self.push(name(record.status()));
+        self.json("\",\"status\":", &record.status());
         self.times(record);
         if let Some(progress) = record.progress() {
             self.progress(progress);
@@ -182,7 +181,7 @@ impl<'a> Writer<'a> {
 
     fn times(&mut self, record: &Record) {
         let created_at = rfc3339(record.created_at());
-        self.time("\",\"created_at\":\"", &created_at);
+        self.time(",\"created_at\":\"", &created_at);
         if let Some(started_at) = record.started_at() {
             let same = started_at == record.created_at();
             let started_at = if same { created_at } else { rfc3339(started_at) };
@@ -205,17 +204,6 @@ impl<'a> Writer<'a> {
             self.json(name, &message);
         }
         self.push("}");
-    }
-}
-
-/// A status as it stands in documents.
-fn name(status: Status) -> &'static str {
-    match status {
-        Status::Queued => "queued",
-        Status::Running => "running",
-        Status::Succeeded => "succeeded",
-        Status::Failed => "failed",
-        Status::Canceled => "canceled",
     }
 }
 
@@ -336,7 +324,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        job::{Change, End, Failure, JobId, Outcome},
+        job::{Change, End, Failure, JobId, Outcome, Status},
         wire::problem::Problem,
     };
 

@@ -46,7 +46,7 @@ static REFERRING: [HeaderName; 2] = [header::LOCATION, header::CONTENT_LOCATION]
 /// Makes the head of a response ready to be kept. `target` is the path of the original request,
 /// which relative references are resolved against: at the URL of the replay they would mean
 /// something else.
-pub(crate) fn prepare(head: &mut Parts, target: Option<&PathAndQuery>) {
+pub(crate) fn prepare(head: &mut Parts, target: &PathAndQuery) {
     // Most responses have none of these: one look tells.
     let (mut drops, mut refers) = (false, false);
     for name in head.headers.keys() {
@@ -79,11 +79,7 @@ fn drop_of_connection(headers: &mut HeaderMap) {
 }
 
 /// The reference in this header, resolved (RFC 3986, section 5), if it is relative to a path.
-fn resolved(
-    headers: &HeaderMap,
-    name: &HeaderName,
-    target: Option<&PathAndQuery>,
-) -> Option<HeaderValue> {
+fn resolved(headers: &HeaderMap, name: &HeaderName, target: &PathAndQuery) -> Option<HeaderValue> {
     let text = headers.get(name)?.to_str().ok()?;
     let reference = UriReferenceStr::new(text).ok()?;
     // With a scheme, an authority or a whole path it means the same everywhere on this origin.
@@ -92,7 +88,7 @@ fn resolved(
     }
     // The origin is left off again: what is resolved stays on it.
     const ORIGIN: &str = "http://origin";
-    let base = format!("{ORIGIN}{}", target?.as_str());
+    let base = format!("{ORIGIN}{}", target.as_str());
     let base = UriAbsoluteStr::new(&base).ok()?;
     let resolved = reference.resolve_against(base).to_dedicated_string();
     HeaderValue::from_str(resolved.as_str().strip_prefix(ORIGIN)?).ok()
@@ -157,7 +153,7 @@ mod tests {
             ("trailer", "x-sum"),
             ("etag", "\"1\""),
         ]);
-        prepare(&mut head, None);
+        prepare(&mut head, &PathAndQuery::from_static("/"));
         let names = |headers: &HeaderMap| {
             let mut names: Vec<_> = headers.keys().map(|name| name.to_string()).collect();
             names.sort_unstable();
@@ -198,7 +194,7 @@ mod tests {
             let value = HeaderValue::from_str(location).unwrap();
             head.headers.insert("location", value.clone());
             head.headers.insert("content-location", value);
-            prepare(&mut head, Some(&PathAndQuery::from_static(target)));
+            prepare(&mut head, &PathAndQuery::from_static(target));
             assert_eq!(head.headers["location"], expected, "{target} {location}");
             assert_eq!(head.headers["content-location"], expected);
         }
