@@ -159,9 +159,15 @@ where
         let route = self.shared.route(self.shared.policies.find(&request));
         match route.first_look(&request) {
             FirstLook::Through => ResponseFuture::through(self.inner.call(request)),
-            FirstLook::Watched(stage) => {
+            // A body that is over at the call needs no watching, and is passed on as it is. Asked here
+            // and not in `watched`: one function for both moves the request once more.
+            FirstLook::Watched(stage) if request.body().is_end_stream() => {
                 let watch = Watch::new(Arc::clone(route), target_of(&request), stage);
                 watched(&mut self.inner, watch, request)
+            }
+            FirstLook::Watched(stage) => {
+                let watch = Watch::new(Arc::clone(route), target_of(&request), stage);
+                uploading(&mut self.inner, watch, request)
             }
             FirstLook::Asked(head) => {
                 let route = Arc::clone(route);
@@ -189,7 +195,10 @@ impl<S> OffloadService<S> {
     {
         match self.way(route, head, request) {
             (Way::Through, request) => ResponseFuture::through(self.inner.call(request)),
-            (Way::Watched(watch), request) => watched(&mut self.inner, watch, request),
+            (Way::Watched(watch), request) if request.body().is_end_stream() => {
+                watched(&mut self.inner, watch, request)
+            }
+            (Way::Watched(watch), request) => uploading(&mut self.inner, watch, request),
             (Way::Deferred(deferred), request) => {
                 // What was readied may hold a permit: it is given back, and the job's turn readies
                 // another.
@@ -202,37 +211,10 @@ impl<S> OffloadService<S> {
     }
 }
 
-/// Calls the service with a request that is watched.
+/// Calls the service with a request that is watched. Not by `within`, whose closure would move the
+/// request as well.
 #[inline]
-fn watched<S, B>(inner: &mut S, watch: Watch, request: Request<B>) -> ResponseFuture<S::Future>
-where
-    S: Service<Request<B>, Future: Future<Output: Send> + Send + 'static>,
-    B: RequestBody,
-{
-    // A body that is over at the call needs no watching, and is passed on as it is.
-    match request.body().is_end_stream() {
-        true => called(inner, watch, request),
-        false => uploading(inner, watch, request),
-    }
-}
-
-#[inline(never)]
-fn uploading<S, B>(
-    inner: &mut S,
-    mut watch: Watch,
-    request: Request<B>,
-) -> ResponseFuture<S::Future>
-where
-    S: Service<Request<B>, Future: Future<Output: Send> + Send + 'static>,
-    B: RequestBody,
-{
-    let request = request.map(|body| watch.upload(body));
-    called(inner, watch, request)
-}
-
-/// Not by `within`: a closure would move the request once more.
-#[inline]
-fn called<S, B>(inner: &mut S, mut watch: Watch, request: Request<B>) -> ResponseFuture<S::Future>
+fn watched<S, B>(inner: &mut S, mut watch: Watch, request: Request<B>) -> ResponseFuture<S::Future>
 where
     S: Service<Request<B>, Future: Future<Output: Send> + Send + 'static>,
 {
@@ -244,6 +226,21 @@ where
         watch.special_mut().asked = asked;
     }
     ResponseFuture::watched(watch, handler)
+}
+
+/// The same for one whose body is not over.
+#[inline(never)]
+fn uploading<S, B>(
+    inner: &mut S,
+    mut watch: Watch,
+    request: Request<B>,
+) -> ResponseFuture<S::Future>
+where
+    S: Service<Request<B>, Future: Future<Output: Send> + Send + 'static>,
+    B: RequestBody,
+{
+    let request = request.map(|body| watch.upload(body));
+    watched(inner, watch, request)
 }
 
 /// The service inside, with its futures boxed.
