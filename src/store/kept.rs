@@ -31,7 +31,6 @@ enum Stage {
     },
     Ended {
         outcome: Option<Outcome>,
-        /// From when on it is as if it were not there.
         expires: Instant,
     },
 }
@@ -55,7 +54,15 @@ impl Kept {
     }
 
     pub(super) fn is_expired(&self) -> bool {
-        matches!(self.stage, Stage::Ended { expires, .. } if expires <= Instant::now())
+        has_passed(self.expires())
+    }
+
+    /// From when on it is as if it were not there; `None` until it has ended.
+    pub(super) fn expires(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Ended { expires, .. } => Some(expires),
+            Stage::Open { .. } => None,
+        }
     }
 
     pub(super) fn outcome(&self) -> Option<&Outcome> {
@@ -184,6 +191,11 @@ impl Woken {
             others.into_values().for_each(|waiter| waiter.waker.wake());
         }
     }
+}
+
+/// Whether it is past what [`Kept::expires`] says.
+pub(super) fn has_passed(expires: Option<Instant>) -> bool {
+    expires.is_some_and(|expires| expires <= Instant::now())
 }
 
 /// When a job expires that ended at `at`: as the record says, which is later than its TTL from now

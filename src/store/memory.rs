@@ -19,7 +19,7 @@ use super::{
     Changed, Inserted, Interest, Store, StoreFuture, Usage,
     budget::Budget,
     expiry::{Expire, Expiry},
-    kept::{Kept, Waiter},
+    kept::{Kept, Waiter, has_passed},
     tally::Tallies,
     waiting::Waiting,
 };
@@ -210,8 +210,13 @@ impl Inner {
         !due.is_empty()
     }
 
+    /// Looks at a job, if it is there. The clock is read last: that is as slow as all of the rest, and
+    /// the lock need not be held for it.
     pub(super) fn look<T>(&self, id: JobId, look: impl FnOnce(&Kept) -> T) -> Option<T> {
-        self.jobs.get(&id).filter(|kept| !kept.is_expired()).map(|kept| look(&kept))
+        let kept = self.jobs.get(&id)?;
+        let (found, expires) = (look(&kept), kept.expires());
+        drop(kept);
+        (!has_passed(expires)).then_some(found)
     }
 
     fn change(this: &Arc<Self>, id: JobId, change: Change) -> Changed {
