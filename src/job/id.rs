@@ -6,6 +6,7 @@ use std::{
     str::FromStr,
 };
 
+use super::Digest;
 use crate::error::{Error, ErrorKind};
 
 /// The id of a job: 128 bits from the operating system's random number generator, without any
@@ -16,6 +17,10 @@ use crate::error::{Error, ErrorKind};
 pub struct JobId([u8; 16]);
 
 impl JobId {
+    /// The number of [partitions](Self::partition): so many that a store on a hundred machines is
+    /// spread evenly enough, and so few that asking all of them is cheap.
+    pub const PARTITIONS: u8 = 64;
+
     /// The number of characters of an id as text.
     const LEN: usize = 32;
 
@@ -31,6 +36,23 @@ impl JobId {
         Ok(Self(bytes))
     }
 
+    /// A new id of the partition that this claim's key has: 122 of its bits are random, which is as
+    /// many as a random UUID has, and the others are of the key's hash.
+    ///
+    /// # Errors
+    /// As [`random`](Self::random).
+    pub fn random_beside(key: &Digest) -> Result<Self, Error> {
+        let Self(mut bytes) = Self::random()?;
+        bytes[0] = key.partition() << REST | bytes[0] & ((1 << REST) - 1);
+        Ok(Self(bytes))
+    }
+
+    /// Which of the [`PARTITIONS`](Self::PARTITIONS) the job is of, where a store is spread over
+    /// several machines: the first six bits of its id.
+    pub fn partition(self) -> u8 {
+        self.0[0] >> REST
+    }
+
     /// The digits that [`Display`](fmt::Display) writes.
     pub(crate) fn digits(self) -> [u8; Self::LEN] {
         let mut digits = [0; Self::LEN];
@@ -40,6 +62,9 @@ impl JobId {
         digits
     }
 }
+
+/// The bits of the first byte that are not the partition's.
+const REST: u32 = (u8::MAX / JobId::PARTITIONS).count_ones();
 
 /// The two digits of each byte.
 static PAIRS: [[u8; 2]; 256] = {
@@ -53,10 +78,10 @@ static PAIRS: [[u8; 2]; 256] = {
     pairs
 };
 
-/// Half of its bits: they are random, so half is enough for any table.
+/// Half of its bits, the half without the partition: they are random, so half is enough for any table.
 impl Hash for JobId {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        let [.., a, b, c, d, e, f, g, h] = self.0;
         state.write_u64(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
     }
 }
@@ -136,6 +161,25 @@ mod tests {
         {
             assert!(bad.parse::<JobId>().is_err(), "{:.40}", bad);
         }
+    }
+
+    #[test]
+    fn a_keys_ids_are_in_its_partition_and_differ() {
+        let mut seen = std::collections::HashSet::new();
+        for byte in 0..=u8::MAX {
+            let key = Digest::from([byte; 32]);
+            let ids = [JobId::random_beside(&key).unwrap(), JobId::random_beside(&key).unwrap()];
+            assert!(ids.iter().all(|id| id.partition() == key.partition()), "{ids:?}");
+            assert!(key.partition() < JobId::PARTITIONS);
+            seen.extend(ids);
+        }
+        assert_eq!(seen.len(), 512);
+        let partitions: std::collections::HashSet<_> =
+            seen.iter().map(|id| id.partition()).collect();
+        assert_eq!(partitions.len(), usize::from(JobId::PARTITIONS));
+        // No bit of the first byte is the same in all but those.
+        let rest: std::collections::HashSet<_> = seen.iter().map(|id| id.0[0] & 3).collect();
+        assert_eq!(rest.len(), 4);
     }
 
     #[test]

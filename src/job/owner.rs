@@ -8,6 +8,8 @@ use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::JobId;
+
 /// Whoever sends a request: a bearer token, the name of a tenant or of a user. Only requests with
 /// the same name see a job.
 ///
@@ -102,6 +104,11 @@ impl Digest {
             hash.update(part);
         }
         Self(hash.finalize().into())
+    }
+
+    /// The [partition](JobId::partition) of the jobs with a claim on this key.
+    pub fn partition(&self) -> u8 {
+        self.0[0] % JobId::PARTITIONS
     }
 
     /// The hash's bytes, for a store to keep.

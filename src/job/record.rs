@@ -171,7 +171,8 @@ impl Record {
         self
     }
 
-    /// Which key it was sent under.
+    /// Which key it was sent under. The id of such a job is of the [key's
+    /// partition](JobId::random_beside), or a store that is spread over several machines cannot keep it.
     #[must_use]
     pub fn with_claim(mut self, claim: Claim) -> Self {
         self.more().claim = Some(Arc::new(claim));

@@ -176,7 +176,11 @@ impl Deferred {
     }
 
     fn record(&self, admission: &Admission, claim: Option<Claim>) -> Result<Record, Error> {
-        let (id, now, ttl) = (JobId::random()?, SystemTime::now(), self.route.ttl());
+        let id = match &claim {
+            Some(claim) => JobId::random_beside(claim.key())?,
+            None => JobId::random()?,
+        };
+        let (now, ttl) = (SystemTime::now(), self.route.ttl());
         let mut record = match (admission, claim) {
             (Admission::Now(_), None) => Record::running(id, now, ttl),
             (Admission::Later(_), None) => Record::queued(id, now, ttl),

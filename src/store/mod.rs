@@ -46,7 +46,8 @@ use crate::{
 ///    waiter that is dropped leaves nothing behind.
 /// 5. **A claim is one job's.** Of jobs whose records have a [claim](Record::claim) with the same
 ///    key at most one is kept: `insert` keeps a job and its claim, or gives the one that has it. The
-///    claim ends with the job, or when the record lets go of it.
+///    claim ends with the job, or when the record lets go of it. Its id is of the key's
+///    [partition](JobId::partition), so that both can be kept in one place.
 /// 6. **An error means that nobody knows.** The call may or may not have been carried out, except
 ///    with `StoreFull`, but is not carried out any later than its error is told: what is asked next
 ///    undoes it for good. Every call may be repeated.

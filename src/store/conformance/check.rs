@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     error::Error,
-    job::{Change, Digest, End, JobId, Outcome, Record},
+    job::{Change, Claim, Digest, End, JobId, Outcome, Record},
     store::{Changed, Inserted, Interest, Store, StoreFuture},
 };
 
@@ -181,6 +181,19 @@ impl<S: Store> Check<S> {
     ) -> Record {
         match JobId::random() {
             Ok(id) => make(id, SystemTime::now(), ttl),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// A job with a claim on this key, of its partition.
+    pub(super) fn job_of(
+        &self,
+        make: fn(JobId, SystemTime, Duration) -> Record,
+        ttl: Duration,
+        claim: Claim,
+    ) -> Record {
+        match JobId::random_beside(claim.key()) {
+            Ok(id) => make(id, SystemTime::now(), ttl).with_claim(claim),
             Err(error) => self.fail(error),
         }
     }

@@ -1,6 +1,6 @@
 //! Point 5 of the contract: a claim is one job's.
 
-use super::check::{Check, response};
+use super::check::{Check, LONG, response};
 use crate::{
     job::{Change, Claim, Digest, End, Failure, JobId, Record},
     store::{Inserted, Store},
@@ -12,7 +12,7 @@ pub(super) fn claim<S: Store>(check: &Check<S>, key: Digest) -> Claim {
 }
 
 pub(super) fn claiming<S: Store>(check: &Check<S>, key: Digest) -> Record {
-    check.job(Record::queued).with_claim(claim(check, key))
+    check.job_of(Record::queued, LONG, claim(check, key))
 }
 
 /// That the claim is this job's, whoever asks, and another that wants it is told so and not kept.
@@ -108,7 +108,14 @@ pub(super) async fn a_job_that_ends_before_its_start_lets_go_of_its_claim<S: Sto
 
 /// An insertion that fails leaves no claim behind.
 pub(super) async fn what_is_refused_claims_nothing<S: Store>(check: &Check<S>) {
-    let (key, other) = (check.digest(), check.digest());
+    let key = check.digest();
+    // Of the same partition, since both are for one id.
+    let other = loop {
+        let other = check.digest();
+        if other.partition() == key.partition() {
+            break other;
+        }
+    };
     let first = is_free(check, key, "before anybody has claimed it").await;
     // Its id is known.
     let again = |key| again(check, &first, key);

@@ -118,7 +118,7 @@ pub(super) async fn expiry_wakes<S: Store>(check: &Check<S>) {
 /// when the store has swept.
 pub(super) async fn what_has_expired_has_no_claim_and_is_not_counted<S: Store>(check: &Check<S>) {
     let key = check.digest();
-    let record = check.job_for(Record::queued, TTL).with_claim(claim(check, key));
+    let record = check.job_of(Record::queued, TTL, claim(check, key));
     // Nobody looks at this one again.
     let unseen = check.job_for(Record::running, TTL);
     check.insert(&unseen).await;

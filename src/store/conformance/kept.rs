@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    check::{Check, outcome, response},
+    check::{Check, LONG, outcome, response},
     claims::claiming,
     progress::progress,
 };
@@ -21,8 +21,8 @@ pub(super) async fn a_job_is_kept_as_given<S: Store>(check: &Check<S>) {
     let whole = |make| {
         let progress = Progress::new(Some(0.25), Some("a quarter"));
         let claim = Claim::new(check.digest(), check.digest());
-        let record = check.job(make).with_policy("reports".into()).with_owner(check.digest());
-        record.with_claim(claim).with_progress(progress)
+        let record = check.job_of(make, LONG, claim);
+        record.with_policy("reports".into()).with_owner(check.digest()).with_progress(progress)
     };
     let (queued, running) = (Record::queued, Record::running);
     for record in [check.job(queued), check.job(running), whole(queued), whole(running)] {
