@@ -1,0 +1,244 @@
+//! Finding Redis: a server or a cluster, its connection, and whether it will do.
+
+use std::{sync::Arc, time::Duration};
+
+use redis::{
+    Cmd, ErrorKind as RedisErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisFuture,
+    RedisResult, Value,
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, SendError},
+    cluster::ClusterClientBuilder,
+    cluster_async::ClusterConnection,
+};
+use tower_offload::{Error, ErrorKind};
+
+use crate::{RedisStore, error::failed, keys::Keys, waiters::Waiters};
+
+/// How to reach Redis, and what to keep in it. [`RedisStore::builder`] and
+/// [`RedisStore::cluster`] make one.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    urls: Vec<String>,
+    is_cluster: bool,
+    prefix: String,
+    timeout: Duration,
+    allow_eviction: bool,
+}
+
+/// The longest time that a lost connection is let be before it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// So many calls may wait to be sent. Those beyond would wait in a queue that each has to be polled
+/// to get on in (redis, src/aio/multiplexed_connection.rs): one that is not, for a while, as in a
+/// `select`, would hold up all others.
+const QUEUE: usize = 1 << 16;
+
+/// The oldest that will do: with scripts that say what they do, and sharded channels.
+const MAJOR: u32 = 7;
+
+impl Builder {
+    pub(crate) fn new(urls: Vec<String>, is_cluster: bool) -> Self {
+        Self {
+            urls,
+            is_cluster,
+            prefix: "tower-offload".to_owned(),
+            timeout: Duration::from_secs(1),
+            allow_eviction: false,
+        }
+    }
+
+    /// What all keys begin with: apps that share a Redis need one each. Default: `tower-offload`.
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// The longest that Redis may take for one call, a lost connection included. Default: one
+    /// second, some thousand times what it takes; a client that waits for its 202 is not to wait
+    /// longer.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Takes a Redis too whose `maxmemory-policy` is not `noeviction`. When its memory is full, it
+    /// drops jobs that were promised and have not ended. Default: such a Redis is refused.
+    #[must_use]
+    pub fn allow_eviction(mut self) -> Self {
+        self.allow_eviction = true;
+        self
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](tower_offload::ErrorKind::Config) for a URL or a prefix that cannot be,
+    /// or a Redis that will not do, and
+    /// [`ErrorKind::StoreUnavailable`](tower_offload::ErrorKind::StoreUnavailable) if it does not
+    /// answer.
+    pub async fn connect(self) -> Result<RedisStore, Error> {
+        // Braces would end the part of a key that a cluster looks at.
+        if self.prefix.is_empty() || self.prefix.contains(['{', '}']) {
+            return Err(config("a prefix is not empty, and has no braces"));
+        }
+        let (keys, waiters) = (Keys::new(&self.prefix), Arc::new(Waiters::default()));
+        let mut connection = self.open(&waiters).await?;
+        self.check(&mut connection).await?;
+        connection
+            .subscribe(&keys.channels())
+            .await
+            .map_err(failed("cannot subscribe to the changes of jobs"))?;
+        Ok(RedisStore::new(connection, keys, waiters, self.timeout))
+    }
+
+    async fn open(&self, waiters: &Arc<Waiters>) -> Result<Connection, Error> {
+        let waiters = Arc::clone(waiters);
+        let push = move |push| {
+            waiters.push(&push);
+            Ok::<(), SendError>(())
+        };
+        let wrong = |error| config("not the URL of a Redis").with_source(error);
+        let unreachable = failed("cannot connect to Redis");
+        if self.is_cluster {
+            let client = ClusterClientBuilder::new(self.urls.iter().map(String::as_str))
+                .use_protocol(ProtocolVersion::RESP3)
+                .connection_timeout(self.timeout)
+                .response_timeout(self.timeout)
+                .push_sender(push)
+                .build()
+                .map_err(wrong)?;
+            let connection = client.get_async_connection().await.map_err(unreachable)?;
+            return Ok(Connection::Cluster(connection));
+        }
+        let url = self.urls.first().map_or("", String::as_str);
+        let info = url.into_connection_info().map_err(wrong)?;
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let client = redis::Client::open(info.set_redis_settings(settings)).map_err(wrong)?;
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(self.timeout))
+            .set_response_timeout(Some(self.timeout))
+            .set_max_delay(RETRY)
+            .set_pipeline_buffer_size(QUEUE)
+            .set_push_sender(push)
+            .set_automatic_resubscription();
+        // It would try again and again: what is wrong at the start is told at the start.
+        let connecting = ConnectionManager::new_with_config(client, config);
+        match tokio::time::timeout(self.timeout, connecting).await {
+            Ok(manager) => Ok(Connection::Single(manager.map_err(unreachable)?)),
+            Err(_) => Err(Error::new(ErrorKind::StoreUnavailable, "Redis does not answer")),
+        }
+    }
+
+    async fn check(&self, connection: &mut Connection) -> Result<(), Error> {
+        let info: Value = redis::cmd("INFO")
+            .arg("everything")
+            .query_async(connection)
+            .await
+            .map_err(failed("cannot ask Redis what it is"))?;
+        let mut nodes = Vec::new();
+        texts(&info, &mut nodes);
+        nodes.iter().filter(|text| text.contains(':')).try_for_each(|info| self.check_node(info))
+    }
+
+    fn check_node(&self, info: &str) -> Result<(), Error> {
+        // Valkey tells the version of Redis that it is like by the same name.
+        let Some(version) = line(info, "redis_version") else { return Ok(()) };
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_none_or(|major| major < MAJOR) {
+            let message = format!("Redis {version} is too old: it has to be {MAJOR}.0 or newer");
+            return Err(config(message));
+        }
+        match line(info, "maxmemory_policy") {
+            Some(policy) if policy != "noeviction" && !self.allow_eviction => Err(config(format!(
+                "the maxmemory-policy of Redis is {policy}, by which it drops jobs that were \
+                 promised: set it to noeviction, or take that by Builder::allow_eviction"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn config(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Config, message)
+}
+
+/// The value of a line of `INFO`.
+fn line<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+}
+
+/// All texts in an answer: of a cluster it has one for each node.
+fn texts(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::BulkString(bytes) => found.extend(String::from_utf8(bytes.clone())),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => found.push(text.clone()),
+        Value::Array(values) => values.iter().for_each(|value| texts(value, found)),
+        Value::Map(pairs) => pairs.iter().for_each(|(_, value)| texts(value, found)),
+        _ => {}
+    }
+}
+
+/// A connection that is shared, and made again when it is lost.
+#[derive(Clone)]
+pub(crate) enum Connection {
+    Single(ConnectionManager),
+    Cluster(ClusterConnection),
+}
+
+impl Connection {
+    /// The command that publishes to those who have subscribed by [`subscribe`](Self::subscribe).
+    pub(crate) fn publish(&self) -> &'static str {
+        match self {
+            Self::Single(_) => "PUBLISH",
+            // Only to the nodes of the partition's shard.
+            Self::Cluster(_) => "SPUBLISH",
+        }
+    }
+
+    async fn subscribe(&mut self, channels: &[String]) -> RedisResult<()> {
+        match self {
+            Self::Single(manager) => manager.subscribe(channels).await,
+            Self::Cluster(cluster) => {
+                // One at a time, since each is of another slot.
+                for channel in channels {
+                    cluster.ssubscribe(channel).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Single(manager) => manager.req_packed_command(cmd),
+            Self::Cluster(cluster) => cluster.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::Single(manager) => manager.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(cluster) => cluster.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::Single(manager) => manager.get_db(),
+            Self::Cluster(cluster) => cluster.get_db(),
+        }
+    }
+}
+
+/// The error of a call that took too long, as the library makes it.
+pub(crate) fn timed_out() -> redis::RedisError {
+    (RedisErrorKind::Io, "Redis does not answer").into()
+}

@@ -1,0 +1,22 @@
+//! What an error of Redis means to a store.
+
+use redis::RedisError;
+use tower_offload::{Error, ErrorKind};
+
+/// A call that failed, in words that say what was to be done.
+pub(crate) fn failed(what: &'static str) -> impl Fn(RedisError) -> Error {
+    move |error| {
+        // Redis refuses with this what would need more memory than `maxmemory` (redis, src/server.c,
+        // `shared.oomerr`), before anything was done.
+        let kind = match error.code() {
+            Some("OOM") => ErrorKind::StoreFull,
+            _ => ErrorKind::StoreUnavailable,
+        };
+        Error::new(kind, what).with_source(error)
+    }
+}
+
+/// What Redis answered is nothing that this crate has written.
+pub(crate) fn corrupt(what: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupt, what)
+}

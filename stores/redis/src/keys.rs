@@ -1,0 +1,72 @@
+//! Where things are: the names of keys and channels.
+//!
+//! ```text
+//! {PREFIX:PARTITION}:j:ID      a job's record, a hash: its fields are in fields.rs
+//! {PREFIX:PARTITION}:o:ID      its outcome, a string, or a list of its chunks
+//! {PREFIX:PARTITION}:o:ID:TRY  chunks that are being sent, for an hour at most
+//! {PREFIX:PARTITION}:c:KEY     the id of the job that has the claim on this key
+//! {PREFIX:PARTITION}:i         the ended jobs, by when they expire: a sorted set
+//! {PREFIX:PARTITION}:n         how many jobs there are by policy, and the bytes of their outcomes
+//! {PREFIX:PARTITION}:changes   the channel on which changes are told
+//! ```
+//!
+//! The part in braces is all that a cluster chooses a node by: what belongs together is on one.
+
+use tower_offload::{Digest, JobId};
+
+/// The keys of an app: of all that have the same Redis.
+#[derive(Debug)]
+pub(crate) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(crate) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    fn base(&self, partition: u8) -> String {
+        format!("{{{}:{partition:02}}}:", self.prefix)
+    }
+
+    /// What the key of each job of a partition begins with.
+    pub(crate) fn jobs(&self, partition: u8) -> String {
+        self.base(partition) + "j:"
+    }
+
+    pub(crate) fn job(&self, id: JobId) -> String {
+        format!("{}j:{id}", self.base(id.partition()))
+    }
+
+    pub(crate) fn outcome(&self, id: JobId) -> String {
+        format!("{}o:{id}", self.base(id.partition()))
+    }
+
+    /// Where chunks of the job's outcome are put until all are there.
+    pub(crate) fn chunks(&self, id: JobId, attempt: JobId) -> String {
+        format!("{}:{attempt}", self.outcome(id))
+    }
+
+    pub(crate) fn claim(&self, key: &Digest) -> String {
+        let mut name = self.base(key.partition()) + "c:";
+        name.extend(key.as_bytes().iter().map(|byte| format!("{byte:02x}")));
+        name
+    }
+
+    pub(crate) fn index(&self, partition: u8) -> String {
+        self.base(partition) + "i"
+    }
+
+    pub(crate) fn counts(&self, partition: u8) -> String {
+        self.base(partition) + "n"
+    }
+
+    pub(crate) fn channel(&self, partition: u8) -> String {
+        self.base(partition) + "changes"
+    }
+
+    /// The channels of all partitions.
+    pub(crate) fn channels(&self) -> Vec<String> {
+        (0..JobId::PARTITIONS).map(|partition| self.channel(partition)).collect()
+    }
+}

@@ -1,0 +1,29 @@
+//! A Redis store for [`tower_offload`]: every replica of an app answers for every job.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), tower_offload::Error> {
+//! use tower_offload::Offload;
+//! use tower_offload_redis::RedisStore;
+//!
+//! let store = RedisStore::connect("redis://127.0.0.1/").await?;
+//! let offload = Offload::builder("/jobs").store(store).build()?;
+//! # let _ = offload;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It needs Redis 7 or newer, or Valkey, alone or as a cluster, with the `maxmemory-policy`
+//! `noeviction`: what another policy drops would be jobs that were promised.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod connect;
+mod error;
+mod fields;
+mod keys;
+mod scripts;
+mod store;
+mod waiters;
+
+pub use connect::Builder;
+pub use store::RedisStore;

@@ -1,0 +1,384 @@
+//! The store: each call is one script, or one command.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use redis::{ScriptInvocation, Value};
+use tower_offload::{
+    Change, Digest, End, Error, ErrorKind, JobId, Outcome, Record, Store,
+    store::{Changed, Inserted, Interest, StoreFuture, Usage},
+};
+
+use crate::{
+    Builder,
+    connect::{Connection, timed_out},
+    error::{corrupt, failed},
+    fields::{self, read},
+    keys::Keys,
+    scripts::Scripts,
+    waiters::{Versions, Waiters},
+};
+
+/// What is sent at once of an outcome, and read at once: Redis does nothing else meanwhile.
+const CHUNK: usize = 1 << 20;
+
+/// Chunks whose sender has gone are dropped after so long.
+const CHUNKS_TTL: Duration = Duration::from_secs(3600);
+
+/// A waiter that was told nothing looks all the same after so long: a message may be lost with its
+/// connection.
+const SAFETY: Duration = Duration::from_secs(10);
+
+/// Keeps jobs in Redis, for all processes that use the same one.
+///
+/// Cheap to clone: all clones share one connection. It passes
+/// [`store::conformance`](tower_offload::store). What is written is as durable as that Redis is.
+#[derive(Clone)]
+pub struct RedisStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    connection: Connection,
+    keys: Keys,
+    scripts: Scripts,
+    waiters: Arc<Waiters>,
+    timeout: Duration,
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore").field("keys", &self.inner.keys).finish_non_exhaustive()
+    }
+}
+
+impl RedisStore {
+    /// Connects to the Redis with this URL, such as `redis://user:password@host:6379/0`, with the
+    /// defaults of [`builder`](Self::builder).
+    ///
+    /// # Errors
+    /// As [`Builder::connect`].
+    pub async fn connect(url: impl Into<String>) -> Result<Self, Error> {
+        Self::builder(url).connect().await
+    }
+
+    /// A store in the one Redis with this URL.
+    pub fn builder(url: impl Into<String>) -> Builder {
+        Builder::new(vec![url.into()], false)
+    }
+
+    /// A store in a Redis Cluster, of which some nodes have these URLs.
+    pub fn cluster<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Builder {
+        Builder::new(urls.into_iter().map(Into::into).collect(), true)
+    }
+
+    pub(crate) fn new(
+        connection: Connection,
+        keys: Keys,
+        waiters: Arc<Waiters>,
+        timeout: Duration,
+    ) -> Self {
+        let scripts = Scripts::new();
+        Self { inner: Arc::new(Inner { connection, keys, scripts, waiters, timeout }) }
+    }
+
+    fn call<T, F>(&self, call: impl FnOnce(Arc<Inner>) -> F) -> StoreFuture<T>
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        StoreFuture::new(call(Arc::clone(&self.inner)))
+    }
+}
+
+impl Store for RedisStore {
+    fn insert(&self, record: Record, _outcome_bytes: usize) -> StoreFuture<Inserted> {
+        self.call(|inner| async move { inner.insert(&record).await })
+    }
+
+    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+        self.call(|inner| async move { inner.take_back(id).await })
+    }
+
+    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
+        self.call(|inner| async move { inner.read(id).await })
+    }
+
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
+        self.call(|inner| async move { inner.fetch(id).await })
+    }
+
+    fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
+        self.call(|inner| async move { inner.claimed(key).await })
+    }
+
+    fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {
+        self.call(|inner| async move { inner.change(id, change).await })
+    }
+
+    fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()> {
+        self.call(|inner| async move { inner.changed(id, seen, interest).await })
+    }
+
+    fn usage(&self) -> StoreFuture<Vec<Usage>> {
+        self.call(|inner| async move { inner.usage().await })
+    }
+}
+
+impl Inner {
+    /// Runs a script, within the time that a call may take.
+    async fn run(&self, script: &ScriptInvocation<'_>, what: &'static str) -> Result<Value, Error> {
+        let mut connection = self.connection.clone();
+        let answer = tokio::time::timeout(self.timeout, script.invoke_async(&mut connection)).await;
+        answer.unwrap_or_else(|_| Err(timed_out())).map_err(failed(what))
+    }
+
+    /// The same for one command.
+    async fn ask(&self, command: &redis::Cmd, what: &'static str) -> Result<Value, Error> {
+        let mut connection = self.connection.clone();
+        let answer = tokio::time::timeout(self.timeout, command.query_async(&mut connection)).await;
+        answer.unwrap_or_else(|_| Err(timed_out())).map_err(failed(what))
+    }
+
+    async fn insert(&self, record: &Record) -> Result<Inserted, Error> {
+        let (id, partition) = (record.id(), record.id().partition());
+        let mut call = self.scripts.insert.prepare_invoke();
+        call.key(self.keys.job(id)).key(self.keys.index(partition));
+        call.key(self.keys.counts(partition));
+        if let Some(claim) = record.claim() {
+            if claim.key().partition() != partition {
+                let message = "the job's id is not of its claim's partition";
+                return Err(Error::new(ErrorKind::StoreUnavailable, message));
+            }
+            call.key(self.keys.claim(claim.key()));
+        }
+        call.arg(id.to_string()).arg(fields::member(record, "policy")?).arg(fields::of(record)?);
+        let answer = self.run(&call, "cannot keep a job").await?;
+        match read::<Vec<Value>>(answer)?.as_slice() {
+            [] => Ok(Inserted::New),
+            [holder, hash] => {
+                let holder = read::<String>(holder.clone())?.parse()?;
+                let record = fields::record(holder, hash)?;
+                record.map(Inserted::Claimed).ok_or_else(|| corrupt("a claim is nobody's"))
+            }
+            _ => {
+                let message = "a job with this id is there already";
+                Err(Error::new(ErrorKind::StoreUnavailable, message))
+            }
+        }
+    }
+
+    async fn take_back(&self, id: JobId) -> Result<(), Error> {
+        let mut call = self.scripts.take_back.prepare_invoke();
+        self.keys_of(id, &mut call);
+        call.arg(id.to_string()).arg(self.connection.publish());
+        call.arg(self.keys.channel(id.partition()));
+        self.run(&call, "cannot take a job back").await.map(drop)
+    }
+
+    /// The keys that a script needs that changes a job.
+    fn keys_of(&self, id: JobId, call: &mut ScriptInvocation<'_>) {
+        call.key(self.keys.job(id)).key(self.keys.outcome(id));
+        call.key(self.keys.index(id.partition())).key(self.keys.counts(id.partition()));
+    }
+
+    async fn read(&self, id: JobId) -> Result<Option<Record>, Error> {
+        let mut command = redis::cmd("HGETALL");
+        command.arg(self.keys.job(id));
+        let hash = self.ask(&command, "cannot read a job").await?;
+        fields::record(id, &hash)
+    }
+
+    async fn fetch(&self, id: JobId) -> Result<Option<(Record, Option<Outcome>)>, Error> {
+        let mut call = self.scripts.fetch.prepare_invoke();
+        call.key(self.keys.job(id)).key(self.keys.outcome(id));
+        let answer = self.run(&call, "cannot fetch a job").await?;
+        let mut parts = read::<Vec<Value>>(answer)?.into_iter();
+        let hash = parts.next().unwrap_or(Value::Nil);
+        let Some(record) = fields::record(id, &hash)? else { return Ok(None) };
+        let bytes = match parts.next() {
+            None => return Ok(Some((record, None))),
+            Some(Value::Int(chunks)) => match self.chunks(id, chunks).await? {
+                Some(bytes) => bytes,
+                // Removed or expired since the record was read: it is read again.
+                None => return Box::pin(self.fetch(id)).await,
+            },
+            Some(whole) => read::<Vec<u8>>(whole)?,
+        };
+        Ok(Some((record, Some(Outcome::from_bytes(Bytes::from(bytes))?))))
+    }
+
+    /// The chunks of an outcome, one after another; `None` if it has gone.
+    async fn chunks(&self, id: JobId, chunks: i64) -> Result<Option<Vec<u8>>, Error> {
+        let mut bytes = Vec::new();
+        for index in 0..chunks {
+            let mut command = redis::cmd("LINDEX");
+            command.arg(self.keys.outcome(id)).arg(index);
+            match self.ask(&command, "cannot read an outcome").await? {
+                Value::BulkString(chunk) => bytes.extend_from_slice(&chunk),
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(bytes))
+    }
+
+    async fn claimed(&self, key: Digest) -> Result<Option<Record>, Error> {
+        let mut call = self.scripts.claimed.prepare_invoke();
+        call.key(self.keys.claim(&key)).arg(self.keys.jobs(key.partition()));
+        let answer = self.run(&call, "cannot read a claim").await?;
+        match read::<Vec<Value>>(answer)?.as_slice() {
+            [holder, hash] => fields::record(read::<String>(holder.clone())?.parse()?, hash),
+            _ => Ok(None),
+        }
+    }
+
+    async fn change(&self, id: JobId, change: Change) -> Result<Changed, Error> {
+        let brings = match &change {
+            Change::Progress(_) => true,
+            Change::Finish(end) => matches!(end, End::Response(_)),
+            _ => false,
+        };
+        let script = if brings { &self.scripts.bring } else { &self.scripts.change };
+        let mut call = script.prepare_invoke();
+        self.keys_of(id, &mut call);
+        if let Change::Finish(End::Response(outcome)) = &change
+            && outcome.as_bytes().len() > CHUNK
+        {
+            call.key(self.send_chunks(id, outcome.as_bytes()).await?);
+        }
+        call.arg(id.to_string()).arg(self.connection.publish());
+        call.arg(self.keys.channel(id.partition()));
+        brought(&change, &mut call)?;
+        let answer = self.run(&call, "cannot change a job").await?;
+        match read::<Vec<Value>>(answer)?.as_slice() {
+            [applied, hash] => {
+                let record = fields::record(id, hash)?.ok_or_else(|| corrupt("an empty record"))?;
+                match read::<bool>(applied.clone())? {
+                    true => Ok(Changed::Applied(record)),
+                    false => Ok(Changed::Refused(record)),
+                }
+            }
+            _ => Ok(Changed::Unknown),
+        }
+    }
+
+    /// Sends an outcome in pieces, to where the change takes it from.
+    async fn send_chunks(&self, id: JobId, bytes: &Bytes) -> Result<String, Error> {
+        let key = self.keys.chunks(id, JobId::random()?);
+        for chunk in bytes.chunks(CHUNK) {
+            let mut command = redis::cmd("RPUSH");
+            command.arg(&key).arg(chunk);
+            self.ask(&command, "cannot store an outcome").await?;
+            let mut command = redis::cmd("PEXPIRE");
+            command.arg(&key).arg(CHUNKS_TTL.as_millis() as u64);
+            self.ask(&command, "cannot store an outcome").await?;
+        }
+        Ok(key)
+    }
+
+    async fn changed(&self, id: JobId, seen: u32, interest: Interest) -> Result<(), Error> {
+        let waiting = self.waiters.enter(id, seen, interest);
+        let mut looked = self.look(id).await?;
+        loop {
+            let patience = match looked {
+                Some((versions, left)) if !versions.are_news(seen, interest) => {
+                    left.map_or(SAFETY, |left| SAFETY.min(left))
+                }
+                _ => return Ok(()),
+            };
+            if let Ok(true) = tokio::time::timeout(patience, waiting.woken()).await {
+                return Ok(());
+            }
+            // What cannot be looked at now has not changed, as far as anybody knows.
+            looked = self.look(id).await.unwrap_or(looked);
+        }
+    }
+
+    /// A job's versions, and the time until it expires.
+    async fn look(&self, id: JobId) -> Result<Option<(Versions, Option<Duration>)>, Error> {
+        let mut call = self.scripts.look.prepare_invoke();
+        call.key(self.keys.job(id));
+        let answer = self.run(&call, "cannot look at a job").await?;
+        let (version, status_version, left): (Option<u32>, Option<u32>, i64) = read(answer)?;
+        let (Some(version), Some(status_version)) = (version, status_version) else {
+            return Ok(None);
+        };
+        // It is gone a millisecond after its time is over.
+        let left = u64::try_from(left).ok().map(|left| Duration::from_millis(left + 1));
+        Ok(Some((Versions { version, status_version }, left)))
+    }
+
+    async fn usage(&self) -> Result<Vec<Usage>, Error> {
+        let mut usage = Vec::<Usage>::new();
+        for partition in 0..JobId::PARTITIONS {
+            for (name, number) in self.counts(partition).await? {
+                let (kind, policy) = name.split_at_checked(1).unwrap_or(("", ""));
+                let policy =
+                    match policy {
+                        "" => None,
+                        json => Some(Arc::from(serde_json::from_str::<String>(json).map_err(
+                            |error| corrupt("not the name of a policy").with_source(error),
+                        )?)),
+                    };
+                let of = match usage.iter_mut().find(|usage| usage.policy == policy) {
+                    Some(of) => of,
+                    None => {
+                        usage.push(Usage { policy, jobs: 0, bytes: 0 });
+                        let last = usage.len() - 1;
+                        &mut usage[last]
+                    }
+                };
+                match kind {
+                    "j" => of.jobs += number,
+                    _ => of.bytes += number,
+                }
+            }
+        }
+        Ok(usage)
+    }
+
+    async fn counts(&self, partition: u8) -> Result<Vec<(String, usize)>, Error> {
+        loop {
+            let mut call = self.scripts.usage.prepare_invoke();
+            call.key(self.keys.index(partition)).key(self.keys.counts(partition));
+            let answer = self.run(&call, "cannot count jobs").await?;
+            let (swept, counts): (usize, Vec<(String, usize)>) = read(answer)?;
+            if swept == 0 {
+                return Ok(counts);
+            }
+        }
+    }
+}
+
+/// What a change brings, as the script is given it.
+fn brought(change: &Change, call: &mut ScriptInvocation<'_>) -> Result<(), Error> {
+    match change {
+        Change::Start => call.arg("start"),
+        Change::Progress(progress) => {
+            let now = std::time::SystemTime::now();
+            let record = Record::running(JobId::random()?, now, Duration::ZERO);
+            let record = record.with_progress(progress.clone());
+            call.arg("progress").arg(fields::member(&record, "progress")?)
+        }
+        Change::Finish(End::Response(outcome)) => {
+            let (status, bytes) = (outcome.status().as_u16(), outcome.as_bytes());
+            let ended = if status < 400 { "\"succeeded\"" } else { "\"failed\"" };
+            call.arg("response").arg(ended).arg(status).arg(bytes.len());
+            if bytes.len() <= CHUNK {
+                call.arg(&bytes[..]);
+            }
+            call
+        }
+        Change::Finish(End::Failure(failure)) => {
+            let failure = serde_json::to_string(failure)
+                .map_err(|error| corrupt("a failure without a name").with_source(error))?;
+            call.arg("failure").arg(failure)
+        }
+        Change::Cancel => call.arg("cancel"),
+        Change::Remove => call.arg("remove"),
+        _ => {
+            let message = "a change that this version of the store does not know";
+            return Err(Error::new(ErrorKind::StoreUnavailable, message));
+        }
+    };
+    Ok(())
+}
