@@ -172,7 +172,8 @@ impl Deadlines {
             scan.started += 1;
             scan.alive = Some(scan.started);
             scan.next = None;
-            let alive = Alive { shared: Arc::clone(&self.shared), number: scan.started };
+            let (shared, number) = (Arc::clone(&self.shared), scan.started);
+            let alive = Alive { shared, number, has_no_time: false };
             fresh = Some(Fresh { alive, runtime });
         }
         scan.told = true;
@@ -212,17 +213,22 @@ impl Drop for Deadlines {
 }
 
 /// The scan: sleeps until the earliest deadline, wakes whoever has run out, and so on.
-async fn run(alive: Alive) {
-    let Alive { shared, number } = &alive;
+async fn run(mut alive: Alive) {
+    let (shared, number) = (Arc::clone(&alive.shared), alive.number);
     let mut due = Vec::new();
-    while shared.begins(*number) {
+    while shared.begins(number) {
         let next = shared.take_due(Instant::now(), &mut due);
         due.drain(..).for_each(Waker::wake);
         let told = shared.notify.notified();
         match next {
-            _ if shared.ends(*number, next) => return,
+            _ if shared.ends(number, next) => return,
             // Either way it is time to look again.
-            Some(next) => drop(tokio::time::timeout_at(next, told).await),
+            Some(next) => {
+                alive.has_no_time = true;
+                let told = tokio::time::timeout_at(next, told);
+                alive.has_no_time = false;
+                drop(told.await);
+            }
             None => {}
         }
     }
@@ -281,14 +287,15 @@ impl Shared {
 struct Alive {
     shared: Arc<Shared>,
     number: u64,
+    /// It panics for want of a clock: another one there would panic too, and wake everybody to start
+    /// the next.
+    has_no_time: bool,
 }
 
 impl Drop for Alive {
     fn drop(&mut self) {
         let mut scan = lock(&self.shared.scan);
-        // A scan that panics is on a runtime without time; another one there would panic too, and wake
-        // everybody to start the next.
-        if scan.alive != Some(self.number) || std::thread::panicking() {
+        if scan.alive != Some(self.number) || self.has_no_time {
             return;
         }
         scan.alive = None;
@@ -414,16 +421,23 @@ mod tests {
 
     #[test]
     fn a_second_runtime_goes_on_when_the_first_is_gone() {
-        let deadlines = Arc::new(Deadlines::new());
-        let first = paused_runtime();
-        first.block_on(passes(&deadlines, BUDGET));
-        let second = paused_runtime();
-        // Armed while the first runtime's scan is still alive; then that one goes.
-        let other = Arc::clone(&deadlines);
-        let wait = second.spawn(async move { passes(&other, BUDGET).await });
-        second.block_on(tokio::task::yield_now());
-        drop(first);
-        second.block_on(wait).unwrap();
+        for panics in [false, true] {
+            let deadlines = Arc::new(Deadlines::new());
+            let first = paused_runtime();
+            first.block_on(passes(&deadlines, BUDGET));
+            let second = paused_runtime();
+            // Armed while the first runtime's scan is still alive; then that one goes.
+            let other = Arc::clone(&deadlines);
+            let wait = second.spawn(async move { passes(&other, BUDGET).await });
+            second.block_on(tokio::task::yield_now());
+            let gone = std::thread::spawn(move || {
+                let _first = first;
+                assert!(!panics, "to see what goes with a thread that unwinds");
+            });
+            assert_eq!(gone.join().is_err(), panics);
+            let wait = async { tokio::time::timeout(BUDGET * 10, wait).await };
+            second.block_on(wait).expect("no scan, and so no end").unwrap();
+        }
     }
 
     #[test]

@@ -81,10 +81,11 @@
 //!
 //! `CONNECT`, upgrades, gRPC, `HEAD` and `OPTIONS`; a `GET` with `Range` or a condition, or that
 //! accepts `text/event-stream`; anything below the status path; what an outer layer of the same
-//! [`Offload`] watches already; and a request whose body is not over on the wire. hyper ties that
-//! body to its connection, and a handler that went on reading after the 202 could be fed the bytes
-//! of the next request. When the budget runs out first, the layer drains the body into a bounded
-//! buffer; over the bound the request stays attached until its handler has read it.
+//! [`Offload`] watches already, with no other one's layer between the two; and a request whose body
+//! is not over on the wire. hyper ties that body to its connection, and a handler that went on
+//! reading after the 202 could be fed the bytes of the next request. When the budget runs out first,
+//! the layer drains the body into a bounded buffer; over the bound the request stays attached until
+//! its handler has read it.
 //!
 //! # Handlers that block their thread
 //!

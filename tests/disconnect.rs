@@ -10,7 +10,7 @@ use std::{
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     task::{Context, Poll},
@@ -42,6 +42,7 @@ use tokio::{
     time::{advance, sleep},
 };
 use tokio_test::{assert_pending, task};
+use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service as _, ServiceExt, util::BoxCloneSyncService};
 use tower_http::timeout::TimeoutLayer;
 use tower_offload::{Job, Offload, Policy};
@@ -858,5 +859,52 @@ async fn by_default_the_leaving_cancels_what_the_handler_has_started() {
         let token = soon("the handler is called", asked.recv()).await.unwrap();
         let _open = client.leave().await;
         soon("it is canceled", token.cancelled()).await;
+    }
+}
+
+/// What a handler has started, which its drop waits for.
+struct Helper(CancellationToken, Arc<Mutex<Option<bool>>>);
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        *self.1.lock().unwrap() = Some(self.0.is_cancelled());
+    }
+}
+
+/// Were it told after the handler's drop, a drop that waits for it would never come back.
+#[tokio::test(start_paused = true)]
+async fn what_the_handler_has_started_is_told_before_the_handler_is_dropped() {
+    let told = Arc::new(Mutex::new(None));
+    let seen = Arc::clone(&told);
+    let handler = BoxCloneSyncService::new(tower::service_fn(move |request: Request| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let _body = request.into_body();
+            let _helper = Helper(Job::current().unwrap().cancellation(), seen);
+            std::future::pending::<()>().await;
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        }
+    }));
+    for (policy, mid_upload, places) in [
+        (Policy::after(ATTACHED), false, 1),
+        (finishing(), true, 1),
+        // There is no place for it.
+        (finishing(), false, 0),
+    ] {
+        let offload = desk(1);
+        let _busy = match places {
+            0 => Some(
+                desk::send(&offload, Policy::always(), desk::service(std::future::pending::<()>))
+                    .await,
+            ),
+            _ => None,
+        };
+        let mut service = offload.layer(policy).layer(handler.clone());
+        let (_sender, body) = Channel::<Bytes, Infallible>::new(1);
+        let body = if mid_upload { Body::new(body) } else { Body::empty() };
+        let mut call = task::spawn(service.call(Request::new(body)));
+        assert_pending!(call.poll());
+        drop(call);
+        assert_eq!(told.lock().unwrap().take(), Some(true), "{mid_upload} {places}");
     }
 }

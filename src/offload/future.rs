@@ -75,8 +75,11 @@ impl<F: Future<Output: Send> + Send + 'static> ResponseFuture<F> {
             std::mem::replace(&mut self.source, Source::Given)
         {
             if watch.is_over() {
-                rescue.finish(handler, watch);
+                return rescue.finish(handler, watch);
             }
+            // As `Source` has it: the handler's own drop may wait for what the watch tells to stop.
+            drop(watch);
+            drop(handler);
         }
     }
 }

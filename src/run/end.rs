@@ -19,18 +19,29 @@ use crate::{
 pub(super) fn finish(
     state: &Arc<State>,
     id: JobId,
-    mut end: End,
+    end: End,
     said: Option<Said>,
     cx: &mut Context<'_>,
 ) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
     if said.is_none() && state.store.changes_at_once() {
         let mut answer = state.store.change(id, Change::Finish(end));
-        if let Poll::Ready(Ok(changed)) = Pin::new(&mut answer).poll(cx) {
-            told(id, &changed);
+        let polled = Pin::new(&mut answer).poll(cx);
+        if let Poll::Ready(Ok(changed)) = &polled {
+            told(id, changed);
             return None;
         }
-        // The store did not keep its word, and the outcome is lost. The job has an end all the same.
-        end = End::Failure(Failure::Interrupted);
+        // The store did not keep its word. Should it fail as well, the outcome is lost; the job has an
+        // end all the same.
+        let state = Arc::clone(state);
+        return Some(Box::pin(async move {
+            let answer = match polled {
+                Poll::Ready(answer) => answer,
+                Poll::Pending => answer.await,
+            };
+            let end = || Change::Finish(End::Failure(Failure::Interrupted));
+            let ask = || state.store.change(id, end());
+            told(id, &until_done(id, "cannot store the end of a job", answer, ask).await);
+        }));
     }
     let state = Arc::clone(state);
     Some(Box::pin(async move {

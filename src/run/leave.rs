@@ -16,9 +16,10 @@ use crate::job::{Asked, JobId};
 
 /// A handler that is left alone with its work.
 pub(crate) struct Left<F> {
-    pub(crate) future: F,
-    /// What it has asked for of its job.
+    /// What it has asked for of its job. Dropped before the handler's future, whose drop may wait for
+    /// what this tells to stop.
     pub(crate) asked: Asked,
+    pub(crate) future: F,
     /// The span in which it runs.
     pub(crate) span: Span,
     pub(crate) run_time: Duration,

@@ -65,7 +65,8 @@ impl<F> Work<F> {
         // Made here, since the task may be dropped before it is polled: a runtime that shuts down
         // begins no more tasks.
         let state = Arc::clone(&admission.lane().state);
-        let unfinished = Unfinished { id, runtime: runtime.clone(), admission: Some(admission) };
+        let unfinished =
+            Unfinished { id, runtime: runtime.clone(), polled: false, admission: Some(admission) };
         let Self { asked, future, target, span, run_time } = self;
         let handler = Handler::new(id, future, target, state.limits.max_outcome_bytes);
         let (stage, unfinished) = match status {
@@ -130,11 +131,32 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.as_mut().is_polled(true);
+        let polled = self.as_mut().poll_on(cx);
+        self.is_polled(false);
+        polled
+    }
+}
+
+impl<F, B> Task<F, B> {
+    fn is_polled(self: Pin<&mut Self>, polled: bool) {
+        if let Some(unfinished) = self.project().unfinished {
+            unfinished.polled = polled;
+        }
+    }
+
+    fn poll_on<E>(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()>
+    where
+        F: Future<Output = Result<Response<B>, E>>,
+        B: Body<Error: Into<BoxError>>,
+        E: Into<BoxError>,
+    {
         loop {
             let this = self.as_mut().project();
             match this.stage {
                 Stage::Queued(turn) => {
-                    let (unfinished, begun) = ready!(turn.as_mut().poll(cx));
+                    let (mut unfinished, begun) = ready!(turn.as_mut().poll(cx));
+                    unfinished.polled = true;
                     *this.unfinished = Some(unfinished);
                     let Some(version) = begun else {
                         self.as_mut().drop_work();
@@ -166,9 +188,7 @@ where
         }
         Poll::Ready(())
     }
-}
 
-impl<F, B> Task<F, B> {
     fn tell(self: Pin<&Self>) {
         if let Some(Unfinished { admission: Some(admission), .. }) = &self.unfinished {
             tracing::debug!(job = %self.id, policy = &**admission.lane().name(), "detached");
@@ -234,6 +254,9 @@ impl<F, B> Task<F, B> {
 struct Unfinished {
     id: JobId,
     runtime: Handle,
+    /// The task is being polled: what unwinds now is its own panic, and not that of a thread whose
+    /// runtime goes with it.
+    polled: bool,
     /// `None` once the job has its end.
     admission: Option<Admission>,
 }
@@ -241,8 +264,7 @@ struct Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         let Some(admission) = self.admission.take() else { return };
-        let failure =
-            if std::thread::panicking() { Failure::Panicked } else { Failure::Interrupted };
+        let failure = if self.polled { Failure::Panicked } else { Failure::Interrupted };
         let id = self.id;
         insist(&self.runtime, admission, id, move |store| {
             store.change(id, Change::Finish(End::Failure(failure)))

@@ -56,6 +56,7 @@ struct Queue {
     /// The most jobs that there were since the map was shrunk last.
     most: usize,
     has_task: bool,
+    is_shrinking: bool,
 }
 
 /// Wakes the task for its end, or it would sleep until something is due of a store long gone.
@@ -118,10 +119,10 @@ impl Expiry {
         let mut queue = self.lock();
         let (len, most) = (queue.len, queue.most);
         let much = most > 2 * len + WORTH_SHRINKING || len == 0 && most > 0;
-        if !much {
+        if !much || queue.is_shrinking {
             return None;
         }
-        queue.most = len;
+        (queue.most, queue.is_shrinking) = (len, true);
         // Others may have begun with another slice just now.
         let unused = queue.past.is_empty().then(|| std::mem::take(&mut queue.past));
         Some(unused.unwrap_or_default())
@@ -131,7 +132,15 @@ impl Expiry {
 impl Default for Queue {
     fn default() -> Self {
         let begun = Instant::now();
-        Self { slices: BTreeMap::new(), past: Vec::new(), begun, len: 0, most: 0, has_task: false }
+        Self {
+            slices: BTreeMap::new(),
+            past: Vec::new(),
+            begun,
+            len: 0,
+            most: 0,
+            has_task: false,
+            is_shrinking: false,
+        }
     }
 }
 
@@ -208,20 +217,39 @@ async fn sweep<E: Expire>(mut alive: Alive<E>, earlier: Arc<Notify>) {
             Next::Batch => None,
             Next::At(_) | Next::Nothing => owner.expiry().unused(),
         };
+        drop(owner);
         if let Some(unused) = unused {
-            // With a million jobs it takes long, for which no runtime has to stand still.
-            let shrunk = tokio::task::spawn_blocking(move || {
+            // With a million jobs it takes long, for which no runtime has to stand still; nor does
+            // the sweep wait for it, since the threads for that may be busy for as long as a job.
+            let shrinks = Shrinks(Weak::clone(&alive.owner));
+            tokio::task::spawn_blocking(move || {
                 drop(unused);
-                owner.shrink();
+                shrinks.shrink();
             });
-            drop(shrunk.await);
-        } else {
-            drop(owner);
         }
         match next {
             Next::Batch => tokio::task::yield_now().await,
             Next::At(due) => drop(tokio::time::timeout_at(due, earlier.notified()).await),
             Next::Nothing => return,
+        }
+    }
+}
+
+/// The map is being shrunk, or is going to be, until this is dropped.
+struct Shrinks<E: Expire>(Weak<E>);
+
+impl<E: Expire> Shrinks<E> {
+    fn shrink(self) {
+        if let Some(owner) = self.0.upgrade() {
+            owner.shrink();
+        }
+    }
+}
+
+impl<E: Expire> Drop for Shrinks<E> {
+    fn drop(&mut self) {
+        if let Some(owner) = self.0.upgrade() {
+            owner.expiry().lock().is_shrinking = false;
         }
     }
 }
@@ -331,6 +359,36 @@ mod tests {
             assert!(taken == due, "{} of {} after {passed} ms", taken.len(), due.len());
             assert_eq!(counted.counts().2, ids.len() - due.len());
         }
+    }
+
+    #[test]
+    fn expiry_goes_on_while_all_threads_for_blocking_work_are_busy() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let counted = Arc::new(Counted::default());
+        runtime.block_on(async {
+            let (free, busy) = std::sync::mpsc::channel::<()>();
+            let busy = tokio::task::spawn_blocking(move || busy.recv().is_err());
+            for more in 1..=3 {
+                (0..2 * WORTH_SHRINKING).for_each(|_| counted.push(0));
+                let all = more * 2 * WORTH_SHRINKING;
+                // Until it has seen to what is left, too.
+                while counted.counts().0 < all || counted.expiry.lock().has_task {
+                    tokio::task::yield_now().await;
+                }
+            }
+            assert_eq!(counted.counts().1, 0, "nothing is busy");
+            drop(free);
+            busy.await.unwrap();
+            // One is waiting, not three.
+            while counted.expiry.lock().is_shrinking {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(counted.counts().1, 1);
+        });
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ pub(super) struct Kept {
     pub(super) record: Record,
     stage: Stage,
     /// Those who wait beside the first.
-    others: Option<Box<Waiters>>,
+    others: Option<Box<Others>>,
     pub(super) tally: Arc<Tally>,
 }
 
@@ -37,6 +37,22 @@ enum Stage {
 
 /// By their numbers.
 type Waiters = BTreeMap<u64, Waiter>;
+
+/// Apart, since progress is written often, and those who wait for the end may be many.
+#[derive(Debug, Default)]
+struct Others {
+    status: Waiters,
+    progress: Waiters,
+}
+
+impl Others {
+    fn of(&mut self, interest: Interest) -> &mut Waiters {
+        match interest {
+            Interest::Status => &mut self.status,
+            Interest::Progress => &mut self.progress,
+        }
+    }
+}
 
 /// Somebody who waits for a change.
 #[derive(Debug)]
@@ -115,11 +131,9 @@ impl Kept {
         if let Stage::Open { first, .. } = &mut self.stage {
             woken.first = first.take_if(|(_, waiter)| is_for(waiter));
         }
-        if let Some(others) = &mut self.others {
-            let all = std::mem::take(&mut **others);
-            let (told, left): (Waiters, _) =
-                all.into_iter().partition(|(_, waiter)| is_for(waiter));
-            (woken.others, **others) = (Some(Box::new(told)), left);
+        if let Some(others) = self.others.as_mut().filter(|others| !others.progress.is_empty()) {
+            let progress = std::mem::take(&mut others.progress);
+            woken.others = Some(Box::new(Others { progress, ..Others::default() }));
         }
         woken
     }
@@ -136,7 +150,10 @@ impl Kept {
     pub(super) fn wait(&mut self, number: u64, waiter: Waiter) {
         match &mut self.stage {
             Stage::Open { first: first @ None, .. } => *first = Some((number, waiter)),
-            _ => drop(self.others.get_or_insert_default().insert(number, waiter)),
+            _ => {
+                let others = self.others.get_or_insert_default();
+                others.of(waiter.interest).insert(number, waiter);
+            }
         }
     }
 
@@ -144,7 +161,10 @@ impl Kept {
     pub(super) fn waiter(&self, number: u64) -> Option<&Waiter> {
         match &self.stage {
             Stage::Open { first: Some((first, waiter)), .. } if *first == number => Some(waiter),
-            _ => self.others.as_ref()?.get(&number),
+            _ => {
+                let Others { status, progress } = &**self.others.as_ref()?;
+                status.get(&number).or_else(|| progress.get(&number))
+            }
         }
     }
 
@@ -156,8 +176,8 @@ impl Kept {
             }
         }
         let others = self.others.as_mut()?;
-        let left = others.remove(&number);
-        if others.is_empty() {
+        let left = others.status.remove(&number).or_else(|| others.progress.remove(&number));
+        if others.status.is_empty() && others.progress.is_empty() {
             self.others = None;
         }
         left
@@ -179,7 +199,7 @@ pub(super) struct Followed {
 #[must_use]
 pub(super) struct Woken {
     first: Option<(u64, Waiter)>,
-    others: Option<Box<Waiters>>,
+    others: Option<Box<Others>>,
 }
 
 impl Woken {
@@ -188,7 +208,8 @@ impl Woken {
             first.waker.wake();
         }
         if let Some(others) = self.others {
-            others.into_values().for_each(|waiter| waiter.waker.wake());
+            let all = others.status.into_values().chain(others.progress.into_values());
+            all.for_each(|waiter| waiter.waker.wake());
         }
     }
 }
