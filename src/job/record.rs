@@ -64,6 +64,8 @@ pub enum Failure {
     TooLarge,
     /// The process shut down before the job was finished.
     Interrupted,
+    /// The process that ran the job died, or was cut off from the store for too long.
+    NodeLost,
 }
 
 /// How a job ends when it is not canceled.

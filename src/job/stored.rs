@@ -411,6 +411,7 @@ mod tests {
             Failure::TimedOut,
             Failure::TooLarge,
             Failure::Interrupted,
+            Failure::NodeLost,
         ];
         prop_oneof![
             Just(Change::Start),

@@ -521,6 +521,7 @@ mod tests {
             Just(Failure::TimedOut),
             Just(Failure::TooLarge),
             Just(Failure::Interrupted),
+            Just(Failure::NodeLost),
         ]
         .prop_map(End::Failure);
         option::of(prop_oneof![

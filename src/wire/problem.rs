@@ -61,6 +61,8 @@ problems! {
         "The handler's response was larger than an outcome may be, and was not kept.";
     INTERRUPTED: "interrupted", SERVICE_UNAVAILABLE, "The work was interrupted",
         "The server shut down before the job was finished. The request may be sent again, under a new Idempotency-Key if it had one.";
+    NODE_LOST: "node-lost", SERVICE_UNAVAILABLE, "The work was lost",
+        "The server that ran the job was lost before the job was finished; some of the work may be done. The request may be sent again, under a new Idempotency-Key if it had one.";
     FULL: "limit-reached", SERVICE_UNAVAILABLE, "No room for another job",
         "The server has as many jobs as it may have. Send the request again after the time in Retry-After.";
     NO_OWNER: "no-owner", UNAUTHORIZED, "Nobody to keep a job for",
@@ -103,6 +105,7 @@ impl From<Failure> for Problem {
             Failure::TimedOut => Self::TIMED_OUT,
             Failure::TooLarge => Self::TOO_LARGE,
             Failure::Interrupted => Self::INTERRUPTED,
+            Failure::NodeLost => Self::NODE_LOST,
         }
     }
 }

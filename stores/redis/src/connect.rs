@@ -21,11 +21,15 @@ pub struct Builder {
     is_cluster: bool,
     prefix: String,
     timeout: Duration,
+    lease: Duration,
     allow_eviction: bool,
 }
 
 /// The longest time that a lost connection is let be before it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// With a shorter one, a process would be taken for dead for a moment's pause.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 /// So many calls may wait to be sent. Those beyond would wait in a queue that each has to be polled
 /// to get on in (redis, src/aio/multiplexed_connection.rs): one that is not, for a while, as in a
@@ -42,6 +46,7 @@ impl Builder {
             is_cluster,
             prefix: "tower-offload".to_owned(),
             timeout: Duration::from_secs(1),
+            lease: Duration::from_secs(10),
             allow_eviction: false,
         }
     }
@@ -59,6 +64,16 @@ impl Builder {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// How long a process may be silent before it is taken for dead, and its jobs fail with the
+    /// problem `node-lost`: a quarter more, at most, passes until another process sees it. The same
+    /// in all processes; a second at least. Default: ten seconds, so that no pause of a process or of
+    /// its network that is usual looks like its death, and its clients know within 15 s.
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
         self
     }
 
@@ -82,6 +97,9 @@ impl Builder {
         if self.prefix.is_empty() || self.prefix.contains(['{', '}']) {
             return Err(config("a prefix is not empty, and has no braces"));
         }
+        if self.lease < SHORTEST_LEASE {
+            return Err(config("a lease lasts a second at least"));
+        }
         let (keys, waiters) = (Keys::new(&self.prefix), Arc::new(Waiters::default()));
         let mut connection = self.open(&waiters).await?;
         self.check(&mut connection).await?;
@@ -89,7 +107,7 @@ impl Builder {
             .subscribe(&keys.channels())
             .await
             .map_err(failed("cannot subscribe to the changes of jobs"))?;
-        Ok(RedisStore::new(connection, keys, waiters, self.timeout))
+        RedisStore::new(connection, keys, waiters, self.timeout, self.lease).await
     }
 
     async fn open(&self, waiters: &Arc<Waiters>) -> Result<Connection, Error> {

@@ -12,7 +12,7 @@ use tower_offload::{Error, JobId, Record};
 
 use crate::error::corrupt;
 
-/// The members of a record and their letters. `n`, the bytes of the outcome, is the store's own.
+/// The members of a record and their letters.
 const NAMES: [(&str, &str); 14] = [
     ("status", "s"),
     ("version", "v"),
@@ -30,8 +30,8 @@ const NAMES: [(&str, &str); 14] = [
     ("removed", "x"),
 ];
 
-/// The field of the outcome's bytes.
-const BYTES: &str = "n";
+/// What is the store's own: the bytes of the outcome, and the node.
+const OWN: [&str; 2] = ["n", "y"];
 
 /// The fields and values of a record; its id is in its key.
 pub(crate) fn of(record: &Record) -> Result<Vec<String>, Error> {
@@ -61,7 +61,7 @@ pub(crate) fn record(id: JobId, hash: &Value) -> Result<Option<Record>, Error> {
     }
     let mut json = format!("{{\"id\":\"{id}\"");
     for (name, value) in &fields {
-        if name == BYTES {
+        if OWN.contains(&&**name) {
             continue;
         }
         let long = NAMES.iter().find(|(_, short)| short == name).map_or(&**name, |(long, _)| long);

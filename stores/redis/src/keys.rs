@@ -7,7 +7,11 @@
 //! {PREFIX:PARTITION}:c:KEY     the id of the job that has the claim on this key
 //! {PREFIX:PARTITION}:i         the ended jobs, by when they expire: a sorted set
 //! {PREFIX:PARTITION}:n         how many jobs there are by policy, and the bytes of their outcomes
+//! {PREFIX:PARTITION}:r:NODE    the ids of the open jobs of a node: a set
+//! {PREFIX:PARTITION}:f         the nodes that were taken for dead, by when they were
 //! {PREFIX:PARTITION}:changes   the channel on which changes are told
+//! {PREFIX:nodes}:l             the nodes by when they have renewed their leases: a sorted set
+//! {PREFIX:nodes}:f             those that were taken for dead
 //! ```
 //!
 //! The part in braces is all that a cluster chooses a node by: what belongs together is on one.
@@ -59,6 +63,22 @@ impl Keys {
 
     pub(crate) fn counts(&self, partition: u8) -> String {
         self.base(partition) + "n"
+    }
+
+    pub(crate) fn running(&self, partition: u8, node: &str) -> String {
+        format!("{}r:{node}", self.base(partition))
+    }
+
+    pub(crate) fn fences(&self, partition: u8) -> String {
+        self.base(partition) + "f"
+    }
+
+    pub(crate) fn leases(&self) -> String {
+        format!("{{{}:nodes}}:l", self.prefix)
+    }
+
+    pub(crate) fn fenced(&self) -> String {
+        format!("{{{}:nodes}}:f", self.prefix)
     }
 
     pub(crate) fn channel(&self, partition: u8) -> String {

@@ -21,9 +21,15 @@ mod connect;
 mod error;
 mod fields;
 mod keys;
+mod node;
 mod scripts;
 mod store;
 mod waiters;
 
 pub use connect::Builder;
 pub use store::RedisStore;
+
+/// The README's code is compiled too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

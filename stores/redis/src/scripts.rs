@@ -21,6 +21,9 @@ pub(crate) struct Scripts {
     pub(crate) claimed: Script,
     pub(crate) look: Script,
     pub(crate) usage: Script,
+    pub(crate) renew: Script,
+    pub(crate) fence: Script,
+    pub(crate) reap: Script,
 }
 
 impl Scripts {
@@ -35,6 +38,9 @@ impl Scripts {
             claimed: script(include_str!("lua/claimed.lua")),
             look: script(include_str!("lua/look.lua")),
             usage: script(include_str!("lua/usage.lua")),
+            renew: script(include_str!("lua/renew.lua")),
+            fence: script(include_str!("lua/fence.lua")),
+            reap: script(include_str!("lua/reap.lua")),
         }
     }
 }

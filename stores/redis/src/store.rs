@@ -15,6 +15,7 @@ use crate::{
     error::{corrupt, failed},
     fields::{self, read},
     keys::Keys,
+    node::{self, Node},
     scripts::Scripts,
     waiters::{Versions, Waiters},
 };
@@ -38,10 +39,11 @@ pub struct RedisStore {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    connection: Connection,
-    keys: Keys,
-    scripts: Scripts,
+pub(crate) struct Inner {
+    pub(crate) connection: Connection,
+    pub(crate) keys: Keys,
+    pub(crate) scripts: Scripts,
+    pub(crate) node: Node,
     waiters: Arc<Waiters>,
     timeout: Duration,
 }
@@ -72,14 +74,19 @@ impl RedisStore {
         Builder::new(urls.into_iter().map(Into::into).collect(), true)
     }
 
-    pub(crate) fn new(
+    pub(crate) async fn new(
         connection: Connection,
         keys: Keys,
         waiters: Arc<Waiters>,
         timeout: Duration,
-    ) -> Self {
-        let scripts = Scripts::new();
-        Self { inner: Arc::new(Inner { connection, keys, scripts, waiters, timeout }) }
+        lease: Duration,
+    ) -> Result<Self, Error> {
+        let (scripts, node) = (Scripts::new(), Node::new(lease)?);
+        let inner = Arc::new(Inner { connection, keys, scripts, node, waiters, timeout });
+        // Before there can be any job of it: only a node with a lease can be found dead.
+        inner.renew().await?;
+        tokio::spawn(node::keep(Arc::downgrade(&inner), lease));
+        Ok(Self { inner })
     }
 
     fn call<T, F>(&self, call: impl FnOnce(Arc<Inner>) -> F) -> StoreFuture<T>
@@ -126,24 +133,43 @@ impl Store for RedisStore {
 
 impl Inner {
     /// Runs a script, within the time that a call may take.
-    async fn run(&self, script: &ScriptInvocation<'_>, what: &'static str) -> Result<Value, Error> {
+    pub(crate) async fn run(
+        &self,
+        script: &ScriptInvocation<'_>,
+        what: &'static str,
+    ) -> Result<Value, Error> {
         let mut connection = self.connection.clone();
         let answer = tokio::time::timeout(self.timeout, script.invoke_async(&mut connection)).await;
         answer.unwrap_or_else(|_| Err(timed_out())).map_err(failed(what))
     }
 
     /// The same for one command.
-    async fn ask(&self, command: &redis::Cmd, what: &'static str) -> Result<Value, Error> {
+    pub(crate) async fn ask(
+        &self,
+        command: &redis::Cmd,
+        what: &'static str,
+    ) -> Result<Value, Error> {
         let mut connection = self.connection.clone();
         let answer = tokio::time::timeout(self.timeout, command.query_async(&mut connection)).await;
         answer.unwrap_or_else(|_| Err(timed_out())).map_err(failed(what))
     }
 
     async fn insert(&self, record: &Record) -> Result<Inserted, Error> {
+        if let Some(inserted) = self.insert_from_here(record).await? {
+            return Ok(inserted);
+        }
+        // Taken for dead. Under another identity this process has a lease again.
+        self.renew().await?;
+        let fenced = || Error::new(ErrorKind::StoreUnavailable, "this node was taken for dead");
+        self.insert_from_here(record).await?.ok_or_else(fenced)
+    }
+
+    /// `None` where this node was taken for dead.
+    async fn insert_from_here(&self, record: &Record) -> Result<Option<Inserted>, Error> {
         let (id, partition) = (record.id(), record.id().partition());
         let mut call = self.scripts.insert.prepare_invoke();
         call.key(self.keys.job(id)).key(self.keys.index(partition));
-        call.key(self.keys.counts(partition));
+        call.key(self.keys.counts(partition)).key(self.keys.fences(partition));
         if let Some(claim) = record.claim() {
             if claim.key().partition() != partition {
                 let message = "the job's id is not of its claim's partition";
@@ -151,18 +177,23 @@ impl Inner {
             }
             call.key(self.keys.claim(claim.key()));
         }
-        call.arg(id.to_string()).arg(fields::member(record, "policy")?).arg(fields::of(record)?);
-        let answer = self.run(&call, "cannot keep a job").await?;
-        match read::<Vec<Value>>(answer)?.as_slice() {
-            [] => Ok(Inserted::New),
-            [holder, hash] => {
-                let holder = read::<String>(holder.clone())?.parse()?;
-                let record = fields::record(holder, hash)?;
-                record.map(Inserted::Claimed).ok_or_else(|| corrupt("a claim is nobody's"))
-            }
-            _ => {
+        call.arg(id.to_string()).arg(&*self.node.id());
+        call.arg(fields::member(record, "policy")?).arg(fields::of(record)?);
+        let answer = read::<Vec<Value>>(self.run(&call, "cannot keep a job").await?)?;
+        match answer.as_slice() {
+            [] => Ok(Some(Inserted::New)),
+            [refused] if read::<String>(refused.clone())? == "fenced" => Ok(None),
+            [_known] => {
                 let message = "a job with this id is there already";
                 Err(Error::new(ErrorKind::StoreUnavailable, message))
+            }
+            [holder, hash, ..] => {
+                let holder = read::<String>(holder.clone())?.parse()?;
+                let record = fields::record(holder, hash)?;
+                record
+                    .map(Inserted::Claimed)
+                    .map(Some)
+                    .ok_or_else(|| corrupt("a claim is nobody's"))
             }
         }
     }
@@ -240,6 +271,7 @@ impl Inner {
         let script = if brings { &self.scripts.bring } else { &self.scripts.change };
         let mut call = script.prepare_invoke();
         self.keys_of(id, &mut call);
+        call.key(self.keys.fences(id.partition()));
         if let Change::Finish(End::Response(outcome)) = &change
             && outcome.as_bytes().len() > CHUNK
         {

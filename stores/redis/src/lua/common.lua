@@ -12,6 +12,11 @@ local function now()
   return time[1] .. string.format('%06d', time[2]) .. '000'
 end
 
+-- The server's time in milliseconds.
+local function clock()
+  return tonumber(string.sub(now(), 1, -7))
+end
+
 -- The later of two times.
 local function later(one, other)
   if #one ~= #other then
@@ -41,8 +46,7 @@ end
 
 -- Counts no more what has expired, at most so many. Its keys are gone by themselves. Tells how many.
 local function sweep(index, counts, most)
-  local time = string.sub(now(), 1, -7)
-  local due = redis.call('ZRANGEBYSCORE', index, '-inf', '(' .. time, 'LIMIT', 0, most)
+  local due = redis.call('ZRANGEBYSCORE', index, '-inf', '(' .. clock(), 'LIMIT', 0, most)
   for _, name in ipairs(due) do
     local bytes, policy = string.match(name, '^(%d+):(.*)$', 33)
     uncount(counts, policy, bytes)
@@ -53,7 +57,76 @@ local function sweep(index, counts, most)
   return #due
 end
 
--- Tells whoever waits for the job: its id, and the versions that it has now, if it is there.
-local function tell(command, channel, id, version, status_version)
-  redis.call(command, channel, id .. (version and (' ' .. version .. ' ' .. status_version) or ''))
+-- Whether a node was taken for dead, in this partition: what it wants is not done any more.
+local function is_fenced(fences, node)
+  return redis.call('ZSCORE', fences, node) ~= false
+end
+
+-- What a change has to know of a job, if it is there.
+local function load(job)
+  local found = redis.call('HMGET', job, 's', 'v', 'b', 'c', 't', 'x', 'k', 'p', 'n', 'y')
+  if not found[1] then
+    return nil
+  end
+  local queued, running = found[1] == '"queued"', found[1] == '"running"'
+  return {
+    key = job, queued = queued, running = running, open = queued or running,
+    version = tonumber(found[2]), since = found[3] or found[4], ttl = found[5],
+    removed = found[6], claim = found[7], policy = found[8] or '', bytes = found[9] or '0',
+    node = found[10], fields = {},
+  }
+end
+
+local function set(job, name, value)
+  job.fields[#job.fields + 1] = name
+  job.fields[#job.fields + 1] = value
+end
+
+-- Counts a change. A version is at most what 32 bits hold.
+local function count(job, is_progress)
+  job.version = math.min(job.version + 1, 4294967295)
+  set(job, 'v', job.version)
+  if not is_progress then
+    set(job, 'w', job.version)
+  end
+end
+
+-- The time of a change. The clock can be set back; what was promised must not move earlier with it.
+local function time(job)
+  return later(now(), job.since)
+end
+
+-- The ids of those that run on a node.
+local function runs(job, node)
+  return base(job) .. 'r:' .. node
+end
+
+-- Tells whoever waits for a job: its id, and the versions that it has now, if it is there.
+local function tell(how, id, version, status_version)
+  redis.call(how.command, how.channel, id .. (version and (' ' .. version .. ' ' .. status_version) or ''))
+end
+
+-- Ends an open job with the fields that were set, lets it expire, and gives its record.
+local function finish(job, id, index, how)
+  local at = time(job)
+  local expires = milliseconds(at, job.ttl)
+  set(job, 'e', at)
+  count(job)
+  redis.call('ZADD', index, expires, entry(id, job.policy, job.bytes))
+  if job.node then
+    redis.call('SREM', runs(job.key, job.node), id)
+  end
+  local claim = job.claim and base(job.key) .. 'c:' .. string.match(job.claim, '"key":"(%x+)"')
+  if claim and job.queued then
+    -- Nothing of the handler has run: under the same key the request may be sent again.
+    redis.call('DEL', claim)
+    redis.call('HDEL', job.key, 'k')
+  elseif claim then
+    redis.call('PEXPIREAT', claim, expires)
+  end
+  redis.call('HSET', job.key, unpack(job.fields))
+  local record = redis.call('HGETALL', job.key)
+  redis.call('PEXPIREAT', job.key, expires)
+  tell(how, id, job.version, job.version)
+  return record, expires
 end

@@ -1,9 +1,14 @@
 #!lua
 -- Keeps a new job and its claim, or gives the job that has the claim.
--- KEYS: job, index, counts, and the claim if there is one.
--- ARGV: the job's id, the name of its policy, then the record's fields and values.
--- Gives {} if it is kept, {'known'} if its id is, or {id, record} of the job with the claim.
-local job, index, counts, claim = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+-- KEYS: job, index, counts, fences, and the claim if there is one.
+-- ARGV: the job's id, its node, the name of its policy, then the record's fields and values.
+-- Gives {} if it is kept, {'known'} if its id is, {'fenced'} if its node is, or {id, record} of the job
+-- with the claim.
+local job, index, counts, fences, claim = unpack(KEYS)
+local id, node, policy = ARGV[1], ARGV[2], ARGV[3]
+if is_fenced(fences, node) then
+  return {'fenced'}
+end
 sweep(index, counts, 8)
 if redis.call('EXISTS', job) == 1 then
   return {'known'}
@@ -14,8 +19,9 @@ if claim then
   if #record > 0 then
     return {holder, record}
   end
-  redis.call('SET', claim, ARGV[1])
+  redis.call('SET', claim, id)
 end
-redis.call('HSET', job, unpack(ARGV, 3))
-redis.call('HINCRBY', counts, 'j' .. ARGV[2], 1)
+redis.call('HSET', job, 'y', node, unpack(ARGV, 4))
+redis.call('SADD', runs(job, node), id)
+redis.call('HINCRBY', counts, 'j' .. policy, 1)
 return {}

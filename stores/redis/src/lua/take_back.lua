@@ -1,17 +1,19 @@
 #!lua flags=allow-oom
 -- Forgets a job, its outcome and its claim.
 -- KEYS: job, outcome, index, counts. ARGV: the job's id, the command and channel to tell of it.
-local job, outcome, index, counts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local found = redis.call('HMGET', job, 's', 'k', 'p', 'n')
-local status, claim, policy, bytes = unpack(found)
-if not status then
+local key, outcome, index, counts = unpack(KEYS)
+local id = ARGV[1]
+local job = load(key)
+if not job then
   return
 end
-policy, bytes = policy or '', bytes or '0'
-if claim then
-  redis.call('DEL', base(job) .. 'c:' .. string.match(claim, '"key":"(%x+)"'))
+if job.claim then
+  redis.call('DEL', base(key) .. 'c:' .. string.match(job.claim, '"key":"(%x+)"'))
 end
-redis.call('DEL', job, outcome)
-redis.call('ZREM', index, entry(ARGV[1], policy, bytes))
-uncount(counts, policy, bytes)
-tell(ARGV[2], ARGV[3], ARGV[1])
+if job.node then
+  redis.call('SREM', runs(key, job.node), id)
+end
+redis.call('DEL', key, outcome)
+redis.call('ZREM', index, entry(id, job.policy, job.bytes))
+uncount(counts, job.policy, job.bytes)
+tell({command = ARGV[2], channel = ARGV[3]}, id)

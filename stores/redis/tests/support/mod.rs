@@ -1,6 +1,8 @@
 //! Redis servers of a test's own: on free ports of loopback, and stopped with it.
 #![allow(dead_code, reason = "each test uses some of it")]
 
+pub mod proxy;
+
 use std::{
     net::TcpListener,
     path::PathBuf,
@@ -49,6 +51,20 @@ impl Server {
             .output()
             .expect("redis-cli: install Debian's package redis-tools");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Stops the process as it is, as a machine that hangs.
+    pub fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    pub fn go_on(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
     }
 
     fn answers(&self) {

@@ -1,0 +1,22 @@
+#!lua flags=allow-oom
+-- Ends jobs of a node that was taken for dead, some at a time.
+-- KEYS: the ids of those that run there, index, counts, fences. ARGV: the node, how jobs' keys begin, the
+-- command and channel to tell of it. Gives how many were taken on, and those that were ended.
+local running, index, counts, fences = unpack(KEYS)
+local node, jobs, how = ARGV[1], ARGV[2], {command = ARGV[3], channel = ARGV[4]}
+local time = clock()
+-- From now on the node changes nothing in this partition. Other nodes of a cluster know nothing of the
+-- lease, so each partition is told.
+redis.call('ZADD', fences, 'NX', time, node)
+redis.call('ZREMRANGEBYSCORE', fences, '-inf', time - 7 * 86400 * 1000)
+local ids, ended = redis.call('SPOP', running, 100), {}
+for _, id in ipairs(ids) do
+  local job = load(jobs .. id)
+  if job and job.open and job.node == node then
+    set(job, 's', '"failed"')
+    set(job, 'f', '"node_lost"')
+    finish(job, id, index, how)
+    ended[#ended + 1] = id
+  end
+end
+return {#ids, ended}

@@ -1,0 +1,14 @@
+#!lua flags=allow-oom
+-- Renews the lease of a node, for all its jobs.
+-- KEYS: leases, fenced nodes. ARGV: the node, and the milliseconds that a lease lasts.
+-- Gives the server's time in milliseconds, whether the node has its lease, and the nodes whose leases
+-- are over.
+local leases, fenced = KEYS[1], KEYS[2]
+local time = clock()
+-- Who was away for a week takes no part any more: its process has long been ended.
+redis.call('ZREMRANGEBYSCORE', fenced, '-inf', time - 7 * 86400 * 1000)
+local has_lease = redis.call('ZSCORE', fenced, ARGV[1]) == false
+if has_lease then
+  redis.call('ZADD', leases, time, ARGV[1])
+end
+return {time, has_lease and 1 or 0, redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. time - ARGV[2], 'LIMIT', 0, 100)}

@@ -1,0 +1,199 @@
+//! Nodes and their leases: what becomes of the jobs of a node that died or was cut off, and that an
+//! outage of Redis is no node's death.
+
+mod support;
+
+use std::time::{Duration, SystemTime};
+
+use support::{Cluster, Server, fresh_prefix, proxy::Proxy};
+use tokio::time::{Instant, sleep, timeout};
+use tower_offload::{
+    Change, End, Failure, JobId, Outcome, Record, Status, Store,
+    store::{Changed, Inserted, Interest},
+};
+use tower_offload_redis::{Builder, RedisStore};
+
+const TTL: Duration = Duration::from_secs(3600);
+const LEASE: Duration = Duration::from_secs(1);
+
+async fn inserted(store: &RedisStore, make: fn(JobId, SystemTime, Duration) -> Record) -> JobId {
+    let record = make(JobId::random().unwrap(), SystemTime::now(), TTL);
+    assert!(matches!(store.insert(record.clone(), 0).await.unwrap(), Inserted::New));
+    record.id()
+}
+
+async fn record(store: &RedisStore, id: JobId) -> Record {
+    store.read(id).await.unwrap().expect("the job is there")
+}
+
+fn response() -> Change {
+    let head = http::Response::new(()).into_parts().0;
+    Change::Finish(End::Response(Outcome::new(&head, b"done", None)))
+}
+
+/// Waits for the end of a job as whoever is asked for it does.
+async fn end(store: &RedisStore, id: JobId) -> Record {
+    loop {
+        let record = record(store, id).await;
+        if record.status().is_end() {
+            return record;
+        }
+        store.changed(id, record.version(), Interest::Status).await.unwrap();
+    }
+}
+
+/// The jobs of a node that is gone fail, those of others and those that had ended do not.
+async fn the_jobs_of_a_dead_node_fail(builder: Builder) {
+    let builder = builder.prefix(fresh_prefix()).lease(LEASE);
+    let (dead, alive) =
+        (builder.clone().connect().await.unwrap(), builder.connect().await.unwrap());
+    let mut lost = Vec::new();
+    for number in 0..300 {
+        lost.push(
+            inserted(&dead, if number % 2 == 0 { Record::queued } else { Record::running }).await,
+        );
+    }
+    let ended = inserted(&dead, Record::running).await;
+    dead.change(ended, response()).await.unwrap();
+    let others = inserted(&alive, Record::running).await;
+    // As a process that is killed: nothing is said to anybody.
+    drop(dead);
+    let begun = Instant::now();
+    for id in lost {
+        let record = timeout(LEASE * 10, end(&alive, id)).await.expect("nobody ends it");
+        assert_eq!((record.status(), record.failure()), (Status::Failed, Some(Failure::NodeLost)));
+    }
+    assert!(begun.elapsed() >= LEASE / 2, "its lease was not over");
+    assert_eq!(record(&alive, ended).await.status(), Status::Succeeded);
+    assert_eq!(record(&alive, others).await.status(), Status::Running);
+    assert!(matches!(alive.change(others, response()).await.unwrap(), Changed::Applied(_)));
+}
+
+#[tokio::test]
+async fn the_jobs_of_a_dead_node_fail_on_a_server() {
+    let server = Server::start(&[]);
+    the_jobs_of_a_dead_node_fail(RedisStore::builder(server.url())).await;
+    let left = server.cli(&["keys", "*:r:*"]);
+    assert_eq!(left.trim(), "", "who is gone has jobs yet");
+}
+
+#[tokio::test]
+async fn the_jobs_of_a_dead_node_fail_on_a_cluster() {
+    let cluster = Cluster::start();
+    the_jobs_of_a_dead_node_fail(RedisStore::cluster(cluster.urls())).await;
+}
+
+#[tokio::test]
+async fn by_default_clients_know_within_15_seconds() {
+    let server = Server::start(&[]);
+    let (dead, alive) = (
+        RedisStore::connect(server.url()).await.unwrap(),
+        RedisStore::connect(server.url()).await.unwrap(),
+    );
+    // It has been there for long enough to know that Redis is well.
+    sleep(Duration::from_secs(10)).await;
+    let id = inserted(&dead, Record::running).await;
+    drop(dead);
+    let record = timeout(Duration::from_secs(15), end(&alive, id)).await.expect("too late");
+    assert_eq!(record.failure(), Some(Failure::NodeLost));
+}
+
+#[tokio::test]
+async fn a_node_that_was_cut_off_ends_nothing_any_more_and_goes_on_under_another_name() {
+    let server = Server::start(&[]);
+    let (prefix, proxy) = (fresh_prefix(), Proxy::start(server.port).await);
+    let builder = |url| RedisStore::builder(url).prefix(prefix.clone()).lease(LEASE);
+    let late = builder(proxy.url()).connect().await.unwrap();
+    let alive = builder(server.url()).connect().await.unwrap();
+    let (id, other) =
+        (inserted(&late, Record::running).await, inserted(&late, Record::running).await);
+    proxy.cut();
+    assert!(late.change(other, response()).await.is_err());
+    let lost = timeout(LEASE * 10, end(&alive, id)).await.expect("nobody ends it");
+    assert_eq!(lost.failure(), Some(Failure::NodeLost));
+    proxy.mend();
+    let told = loop {
+        match late.change(id, response()).await {
+            Ok(told) => break told,
+            Err(_) => sleep(Duration::from_millis(10)).await,
+        }
+    };
+    assert!(
+        matches!(told, Changed::Refused(record) if record.failure() == Some(Failure::NodeLost))
+    );
+    // Decided once: no outcome came after it.
+    assert!(alive.fetch(id).await.unwrap().unwrap().1.is_none());
+    let next = inserted(&late, Record::running).await;
+    sleep(LEASE * 4).await;
+    assert_eq!(record(&alive, next).await.status(), Status::Running, "it has a lease again");
+    assert!(matches!(late.change(next, response()).await.unwrap(), Changed::Applied(_)));
+}
+
+/// What was lost is ended by whoever touches it, while those who end them are on their way.
+#[tokio::test]
+async fn a_fence_holds_before_the_jobs_are_ended() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+    let id = inserted(&store, Record::running).await;
+    let key = server.cli(&["keys", "*:j:*"]);
+    let node = server.cli(&["hget", key.trim(), "y"]);
+    let fences = format!("{{{prefix}:{:02}}}:f", id.partition());
+    server.cli(&["zadd", &fences, "9999999999999", node.trim()]);
+    let told = store.change(id, response()).await.unwrap();
+    assert!(
+        matches!(told, Changed::Refused(record) if record.failure() == Some(Failure::NodeLost))
+    );
+    // And nothing begins under a name that is fenced.
+    server.cli(&["zadd", &format!("{{{prefix}:nodes}}:f"), "9999999999999", node.trim()]);
+    for _ in 0..200 {
+        inserted(&store, Record::running).await;
+    }
+    for key in server.cli(&["keys", "*:r:*"]).lines().filter(|key| !key.is_empty()) {
+        let is_of_the_partition = key.contains(&format!(":{:02}}}", id.partition()));
+        assert!(!is_of_the_partition || !key.ends_with(node.trim()), "{key}");
+    }
+}
+
+async fn nobody_is_lost_while_redis_is_away(lease: Duration, away: Duration) {
+    let server = Server::start(&[]);
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix()).lease(lease);
+    let nodes = [
+        builder.clone().connect().await.unwrap(),
+        builder.clone().connect().await.unwrap(),
+        builder.connect().await.unwrap(),
+    ];
+    let mut jobs = Vec::new();
+    for node in &nodes {
+        for _ in 0..20 {
+            jobs.push((node, inserted(node, Record::running).await));
+        }
+    }
+    sleep(lease * 2).await;
+    server.pause();
+    sleep(away).await;
+    server.go_on();
+    sleep(lease * 3).await;
+    for (node, id) in jobs {
+        assert_eq!(record(&nodes[0], id).await.status(), Status::Running);
+        assert!(matches!(node.change(id, response()).await.unwrap(), Changed::Applied(_)));
+    }
+}
+
+#[tokio::test]
+async fn redis_away_for_a_few_leases_is_no_nodes_death() {
+    nobody_is_lost_while_redis_is_away(LEASE, LEASE * 5).await;
+}
+
+#[tokio::test]
+async fn redis_away_for_60_seconds_is_no_nodes_death() {
+    nobody_is_lost_while_redis_is_away(Duration::from_secs(10), Duration::from_secs(60)).await;
+}
+
+#[tokio::test]
+async fn a_lease_of_a_moment_is_refused() {
+    let server = Server::start(&[]);
+    let builder = RedisStore::builder(server.url()).lease(Duration::from_millis(999));
+    let refused = builder.connect().await.unwrap_err();
+    assert_eq!(refused.kind(), tower_offload::ErrorKind::Config);
+}
