@@ -104,6 +104,7 @@ enum Flaw {
     CountsNothing,
     CountsRunning,
     CountsExpired,
+    SaysAtOnce,
 }
 
 macro_rules! failing {
@@ -163,6 +164,7 @@ mod a_flaw_is_found {
         CountsNothing in usage_is_told_by_policy;
         CountsRunning in usage_is_told_by_policy;
         CountsExpired in what_has_expired_has_no_claim_and_is_not_counted;
+        SaysAtOnce in an_unknown_job_is_not_there;
     }
 }
 
@@ -477,7 +479,16 @@ impl Store for Plain {
     }
 
     fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {
-        self.call(|inner| async move { inner.change(id, change).await })
+        self.call(|inner| async move {
+            if inner.has(Flaw::SaysAtOnce) {
+                yield_now().await;
+            }
+            inner.change(id, change).await
+        })
+    }
+
+    fn changes_at_once(&self) -> bool {
+        self.0.has(Flaw::SaysAtOnce)
     }
 
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {

@@ -178,9 +178,19 @@ async fn answer(state: &State, asker: Asker, asked: Asked) -> Response<StatusBod
     if head { without_body(answer) } else { answer }
 }
 
-/// The job, if it is there and whoever asks may know of it. Whose it is never changes.
-async fn seen(state: &State, asker: &Asker, id: JobId) -> Result<Option<Record>, Error> {
-    Ok(state.store.read(id).await?.filter(|record| asker.may_see(record)))
+/// The job, if it is there and whoever asks may know of it, with its outcome where that is asked for:
+/// a store on another machine is asked once.
+async fn seen(
+    state: &State,
+    asker: &Asker,
+    id: JobId,
+    resource: Resource,
+) -> Result<Option<(Record, Option<Outcome>)>, Error> {
+    let found = match resource {
+        Resource::Result => state.store.fetch(id).await?,
+        _ => state.store.read(id).await?.map(|record| (record, None)),
+    };
+    Ok(found.filter(|(record, _)| asker.may_see(record)))
 }
 
 /// `GET` and `HEAD`.
@@ -191,24 +201,20 @@ async fn get(
     resource: Resource,
     wait: Option<Duration>,
 ) -> Result<Response<StatusBody>, Error> {
-    let Some(mut record) = seen(state, asker, id).await? else {
+    let mut found = seen(state, asker, id, resource).await?;
+    let runs = found.as_ref().is_some_and(|(record, _)| !record.status().is_end());
+    if let Some(wait) = wait.filter(|_| runs) {
+        wait_for_end(state, id, wait).await;
+        found = seen(state, asker, id, resource).await?;
+    }
+    let Some((record, outcome)) = found else {
         return Ok(problem(Problem::UNKNOWN));
     };
-    if let Some(wait) = wait.filter(|_| !record.status().is_end()) {
-        wait_for_end(state, id, wait).await;
-        match state.store.read(id).await? {
-            Some(later) => record = later,
-            None => return Ok(problem(Problem::UNKNOWN)),
-        }
-    }
     if record.is_removed() {
         return Ok(problem(Problem::REMOVED));
     }
     Ok(match (resource, record.status().is_end()) {
-        (Resource::Result, true) => match state.store.fetch(id).await? {
-            None => problem(Problem::UNKNOWN),
-            Some((record, outcome)) => result(&record, outcome),
-        },
+        (Resource::Result, true) => result(&record, outcome),
         (Resource::Status, _) => {
             bytes(wire::document(&state.urls, &record, &state.outlook(&record)))
         }
@@ -219,7 +225,6 @@ async fn get(
 
 fn result(record: &Record, outcome: Option<Outcome>) -> Response<StatusBody> {
     match (outcome, wire::of_record(record)) {
-        _ if record.is_removed() => problem(Problem::REMOVED),
         (Some(outcome), _) => {
             let (response, trailers) = wire::replayed(&outcome);
             response.map(|data| StatusBody::new(data, trailers))
@@ -237,7 +242,8 @@ async fn delete(
     id: JobId,
     resource: Resource,
 ) -> Result<Response<StatusBody>, Error> {
-    if seen(state, asker, id).await?.is_none() {
+    // Whose it is never changes.
+    if seen(state, asker, id, Resource::Status).await?.is_none() {
         return Ok(problem(Problem::UNKNOWN));
     }
     let removes = resource == Resource::Result;

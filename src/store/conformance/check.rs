@@ -118,8 +118,16 @@ impl<S: Store> Check<S> {
         self.answer("fetch", self.there.fetch(id)).await
     }
 
+    /// A store that says so is held to it: its changes are done with the first poll.
     pub(super) async fn change(&self, id: JobId, change: Change) -> Changed {
-        self.answer("change", self.here.change(id, change)).await
+        let mut answer = self.here.change(id, change);
+        if !self.here.changes_at_once() {
+            return self.answer("change", answer).await;
+        }
+        match poll_fn(|cx| Poll::Ready(Pin::new(&mut answer).poll(cx))).await {
+            Poll::Ready(Ok(changed)) => changed,
+            other => self.fail(format_args!("it says that changes are done at once: {other:?}")),
+        }
     }
 
     pub(super) async fn changed(&self, id: JobId, seen: u32) {

@@ -22,6 +22,7 @@ pub struct Builder {
     prefix: String,
     timeout: Duration,
     lease: Duration,
+    replicas: u32,
     allow_eviction: bool,
 }
 
@@ -47,6 +48,7 @@ impl Builder {
             prefix: "tower-offload".to_owned(),
             timeout: Duration::from_secs(1),
             lease: Duration::from_secs(10),
+            replicas: 0,
             allow_eviction: false,
         }
     }
@@ -77,6 +79,20 @@ impl Builder {
         self
     }
 
+    /// Holds each 202 back until so many replicas of Redis have the job (its command `WAIT`); where
+    /// they have not within the timeout, the job is taken back and the answer is 503. Default: none,
+    /// so that a failover loses what had not reached the replica which takes over: a second of
+    /// accepted jobs, say, where it was a second behind.
+    ///
+    /// Jobs are then accepted over a connection of their own, one after another, since `WAIT` holds
+    /// up the connection that it is sent on: as many a second as there are round trips to a replica.
+    /// Not for a cluster, whose commands this crate does not send by a chosen connection.
+    #[must_use]
+    pub fn wait_replicas(mut self, replicas: u32) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
     /// Takes a Redis too whose `maxmemory-policy` is not `noeviction`. When its memory is full, it
     /// drops jobs that were promised and have not ended. Default: such a Redis is refused.
     #[must_use]
@@ -100,6 +116,9 @@ impl Builder {
         if self.lease < SHORTEST_LEASE {
             return Err(config("a lease lasts a second at least"));
         }
+        if self.is_cluster && self.replicas > 0 {
+            return Err(config("wait_replicas is not for a cluster"));
+        }
         let (keys, waiters) = (Keys::new(&self.prefix), Arc::new(Waiters::default()));
         let mut connection = self.open(&waiters).await?;
         self.check(&mut connection).await?;
@@ -107,7 +126,12 @@ impl Builder {
             .subscribe(&keys.channels())
             .await
             .map_err(failed("cannot subscribe to the changes of jobs"))?;
-        RedisStore::new(connection, keys, waiters, self.timeout, self.lease).await
+        let replicated = match self.replicas {
+            0 => None,
+            // Nobody is told anything on this one.
+            replicas => Some((self.open(&Arc::default()).await?, replicas)),
+        };
+        RedisStore::new(connection, replicated, keys, waiters, self.timeout, self.lease).await
     }
 
     async fn open(&self, waiters: &Arc<Waiters>) -> Result<Connection, Error> {

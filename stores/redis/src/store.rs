@@ -41,6 +41,8 @@ pub struct RedisStore {
 
 pub(crate) struct Inner {
     pub(crate) connection: Connection,
+    /// The one that jobs are accepted by, and how many replicas are waited for.
+    replicated: Option<(Connection, u32)>,
     pub(crate) keys: Keys,
     pub(crate) scripts: Scripts,
     pub(crate) node: Node,
@@ -76,13 +78,15 @@ impl RedisStore {
 
     pub(crate) async fn new(
         connection: Connection,
+        replicated: Option<(Connection, u32)>,
         keys: Keys,
         waiters: Arc<Waiters>,
         timeout: Duration,
         lease: Duration,
     ) -> Result<Self, Error> {
         let (scripts, node) = (Scripts::new(), Node::new(lease)?);
-        let inner = Arc::new(Inner { connection, keys, scripts, node, waiters, timeout });
+        let inner =
+            Arc::new(Inner { connection, replicated, keys, scripts, node, waiters, timeout });
         // Before there can be any job of it: only a node with a lease can be found dead.
         inner.renew().await?;
         tokio::spawn(node::keep(Arc::downgrade(&inner), lease));
@@ -143,6 +147,35 @@ impl Inner {
         answer.unwrap_or_else(|_| Err(timed_out())).map_err(failed(what))
     }
 
+    /// The same for one that is to be in the replicas before anybody is told.
+    async fn run_replicated(
+        &self,
+        script: &ScriptInvocation<'_>,
+        what: &'static str,
+    ) -> Result<Value, Error> {
+        let Some((connection, replicas)) = &self.replicated else {
+            return self.run(script, what).await;
+        };
+        let mut connection = connection.clone();
+        let call = async {
+            let answer = script.invoke_async(&mut connection).await?;
+            // It waits for all that was written on its connection before (redis.io, `WAIT`). Half of
+            // the time is left for its answer.
+            let mut wait = redis::cmd("WAIT");
+            wait.arg(replicas).arg((self.timeout / 2).as_millis() as u64);
+            Ok((answer, wait.query_async::<u32>(&mut connection).await?))
+        };
+        let answer = tokio::time::timeout(self.timeout, call).await;
+        let (answer, reached) =
+            answer.unwrap_or_else(|_| Err(timed_out())).map_err(failed(what))?;
+        if reached < *replicas {
+            // Whoever gets an error takes back what may be there.
+            let message = "too few replicas of Redis have the job";
+            return Err(Error::new(ErrorKind::StoreUnavailable, message));
+        }
+        Ok(answer)
+    }
+
     /// The same for one command.
     pub(crate) async fn ask(
         &self,
@@ -179,7 +212,7 @@ impl Inner {
         }
         call.arg(id.to_string()).arg(&*self.node.id());
         call.arg(fields::member(record, "policy")?).arg(fields::of(record)?);
-        let answer = read::<Vec<Value>>(self.run(&call, "cannot keep a job").await?)?;
+        let answer = read::<Vec<Value>>(self.run_replicated(&call, "cannot keep a job").await?)?;
         match answer.as_slice() {
             [] => Ok(Some(Inserted::New)),
             [refused] if read::<String>(refused.clone())? == "fenced" => Ok(None),

@@ -231,3 +231,28 @@ async fn whoever_waits_is_woken_though_the_connection_was_lost_meanwhile() {
         woken.expect("well before anybody looks by himself").unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_job_that_no_replica_has_is_not_accepted() {
+    let server = Server::start(&[]);
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &server.port.to_string()]);
+    let begun = tokio::time::Instant::now();
+    while !server.cli(&["info", "replication"]).contains("state=online") {
+        assert!(begun.elapsed() < Duration::from_secs(20), "no replica");
+    }
+    let prefix = fresh_prefix();
+    let builder = RedisStore::builder(server.url()).prefix(&prefix);
+    let store = builder.clone().wait_replicas(1).connect().await.unwrap();
+    let id = inserted(&store, TTL).await;
+    // It is there already.
+    let key = format!("{{{prefix}:{:02}}}:j:{id}", id.partition());
+    assert_eq!(replica.cli(&["hget", &key, "s"]).trim(), "\"running\"");
+    drop(replica);
+    let record = running(TTL);
+    let refused = store.insert(record.clone(), 0).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::StoreUnavailable);
+    store.take_back(record.id()).await.unwrap();
+    // All else goes on without.
+    store.change(id, response(b"body")).await.unwrap();
+    assert_eq!(kept(&store, id).await.unwrap().body(), "body");
+}

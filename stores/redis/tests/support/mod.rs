@@ -1,6 +1,7 @@
 //! Redis servers of a test's own: on free ports of loopback, and stopped with it.
 #![allow(dead_code, reason = "each test uses some of it")]
 
+pub mod app;
 pub mod proxy;
 
 use std::{

@@ -1,0 +1,124 @@
+//! How often Redis is asked: what a call sends, as Redis itself sees it.
+
+mod support;
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    time::{Duration, SystemTime},
+};
+
+use support::{Server, fresh_prefix};
+use tower_offload::{
+    Change, Claim, Digest, End, JobId, Outcome, Progress, Record, Store, store::Interest,
+};
+use tower_offload_redis::RedisStore;
+
+/// What a server is asked, from now on.
+struct Monitor {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Monitor {
+    fn start(server: &Server) -> Self {
+        let mut child = Command::new("redis-cli")
+            .args(["-p", &server.port.to_string(), "monitor"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "OK");
+        Self { child, lines }
+    }
+
+    /// The commands since the last time, without those of scripts.
+    fn commands(&mut self, server: &Server) -> Vec<String> {
+        server.cli(&["echo", "so far"]);
+        let mut commands = Vec::new();
+        for line in &mut self.lines {
+            let line = line.unwrap();
+            if line.contains("\"echo\" \"so far\"") {
+                break;
+            }
+            if !line.contains(" lua]") {
+                let command = line.split('"').nth(1).unwrap_or_default();
+                commands.push(command.to_ascii_lowercase());
+            }
+        }
+        commands
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn response(bytes: usize) -> Change {
+    let head = http::Response::new(()).into_parts().0;
+    Change::Finish(End::Response(Outcome::new(&head, &vec![b'x'; bytes], None)))
+}
+
+#[tokio::test]
+async fn each_call_is_one_command() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url())
+        .prefix(fresh_prefix())
+        // No renewal comes between.
+        .lease(Duration::from_secs(3600))
+        .connect()
+        .await
+        .unwrap();
+    let key = Digest::from([7; 32]);
+    let new = || {
+        Record::queued(
+            JobId::random_beside(&key).unwrap(),
+            SystemTime::now(),
+            Duration::from_secs(60),
+        )
+    };
+    let (record, again) =
+        (new().with_claim(Claim::new(key, key)), new().with_claim(Claim::new(key, key)));
+    let id = record.id();
+    // The scripts are there once they have been asked for: in the first call of each to a server.
+    let warm = new();
+    store.insert(warm.clone(), 0).await.unwrap();
+    store.change(warm.id(), Change::Start).await.unwrap();
+    store.change(warm.id(), response(0)).await.unwrap();
+    store.fetch(warm.id()).await.unwrap();
+    store.claimed(key).await.unwrap();
+    store.changed(warm.id(), 0, Interest::Status).await.unwrap();
+    store.take_back(warm.id()).await.unwrap();
+
+    let mut monitor = Monitor::start(&server);
+    let mut sent = |what: &str, wanted: &[&str]| {
+        assert_eq!(monitor.commands(&server), wanted, "{what}");
+    };
+    store.insert(record, 0).await.unwrap();
+    sent("accept, with a key", &["evalsha"]);
+    store.insert(again, 0).await.unwrap();
+    sent("the same key again", &["evalsha"]);
+    store.claimed(key).await.unwrap();
+    sent("a claim", &["evalsha"]);
+    store.read(id).await.unwrap();
+    sent("a poll", &["hgetall"]);
+    store.change(id, Change::Start).await.unwrap();
+    sent("start", &["evalsha"]);
+    store.change(id, Change::Progress(Progress::new(Some(0.5), Some("half")))).await.unwrap();
+    sent("progress", &["evalsha"]);
+    store.changed(id, 0, Interest::Status).await.unwrap();
+    sent("a look before waiting", &["evalsha"]);
+    store.change(id, response(1000)).await.unwrap();
+    sent("an end", &["evalsha"]);
+    store.fetch(id).await.unwrap();
+    sent("a fetch", &["evalsha"]);
+    store.change(id, Change::Cancel).await.unwrap();
+    sent("a cancel that is refused", &["evalsha"]);
+    store.change(id, Change::Remove).await.unwrap();
+    sent("a removal", &["evalsha"]);
+    store.take_back(id).await.unwrap();
+    sent("taken back", &["evalsha"]);
+}
