@@ -1,19 +1,19 @@
 //! A record as the fields of a hash: the members of its JSON form (`Record::to_bytes`), under names
-//! of one letter, each value as the JSON that it is.
+//! of one letter. What is a text in JSON is that text, the claim is two fields, and all else is JSON.
 //!
-//! So a script changes one field without reading the others, `HGETALL` shows a person what a job is,
-//! and a member that this version does not know goes through it unharmed, under its whole name.
-
-use std::collections::BTreeMap;
+//! So a script changes one field without reading the others, and `HGETALL` shows a person what a job
+//! is. No value is longer than 64 bytes, but for a long progress: with one that is, Redis takes three
+//! times the memory for the hash (redis.conf, `hash-max-listpack-value`).
 
 use redis::{FromRedisValue, Value, from_redis_value};
-use serde_json::value::RawValue;
+use serde_json::{Map, Value as Json};
 use tower_offload::{Error, JobId, Record};
 
 use crate::error::corrupt;
 
-/// The members of a record and their letters.
-const NAMES: [(&str, &str); 14] = [
+/// The members of a record and their letters. What a newer version has beside is under its whole
+/// name, and left as it is. `n` and `y` are the store's own: the bytes of the outcome, and the node.
+const NAMES: [(&str, &str); 13] = [
     ("status", "s"),
     ("version", "v"),
     ("status_version", "w"),
@@ -23,34 +23,51 @@ const NAMES: [(&str, &str); 14] = [
     ("ttl", "t"),
     ("policy", "p"),
     ("owner", "o"),
-    ("claim", "k"),
     ("progress", "g"),
     ("failure", "f"),
     ("response_status", "h"),
     ("removed", "x"),
 ];
 
-/// What is the store's own: the bytes of the outcome, and the node.
-const OWN: [&str; 2] = ["n", "y"];
+/// Those of the claim.
+const CLAIM: [(&str, &str); 2] = [("key", "k"), ("fingerprint", "q")];
+
+/// The members that are texts.
+const TEXTS: [&str; 4] = ["status", "policy", "owner", "failure"];
 
 /// The fields and values of a record; its id is in its key.
 pub(crate) fn of(record: &Record) -> Result<Vec<String>, Error> {
-    let bytes = record.to_bytes();
-    let members: BTreeMap<&str, &RawValue> = serde_json::from_slice(&bytes)
-        .map_err(|error| corrupt("a record is not a JSON object").with_source(error))?;
-    let short = |name: &str| NAMES.iter().find(|(long, _)| *long == name).map(|(_, short)| *short);
-    let members = members.iter().filter(|(name, _)| **name != "id");
-    Ok(members
-        .flat_map(|(name, value)| [short(name).unwrap_or(name).to_owned(), value.get().to_owned()])
-        .collect())
+    let mut fields = Vec::new();
+    for (name, value) in members(record)? {
+        match &*name {
+            "id" => {}
+            "claim" => {
+                for (name, short) in CLAIM {
+                    fields.extend([short.to_owned(), text(&value[name])]);
+                }
+            }
+            _ => {
+                let short = NAMES.iter().find(|(long, _)| *long == name);
+                let name = short.map_or(name, |(_, short)| (*short).to_owned());
+                fields.extend([name, text(&value)]);
+            }
+        }
+    }
+    Ok(fields)
 }
 
-/// The JSON of one member of a record, as a script is given it.
+/// One member of a record, as its field has it.
 pub(crate) fn member(record: &Record, name: &str) -> Result<String, Error> {
-    let bytes = record.to_bytes();
-    let members: BTreeMap<&str, &RawValue> = serde_json::from_slice(&bytes)
-        .map_err(|error| corrupt("a record is not a JSON object").with_source(error))?;
-    Ok(members.get(name).map_or_else(String::new, |value| value.get().to_owned()))
+    Ok(members(record)?.get(name).map_or_else(String::new, text))
+}
+
+fn members(record: &Record) -> Result<Map<String, Json>, Error> {
+    serde_json::from_slice(&record.to_bytes())
+        .map_err(|error| corrupt("a record is not a JSON object").with_source(error))
+}
+
+fn text(value: &Json) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Reads a record from the answer to `HGETALL`; `None` where there was none.
@@ -59,16 +76,24 @@ pub(crate) fn record(id: JobId, hash: &Value) -> Result<Option<Record>, Error> {
     if fields.is_empty() {
         return Ok(None);
     }
-    let mut json = format!("{{\"id\":\"{id}\"");
-    for (name, value) in &fields {
-        if OWN.contains(&&**name) {
-            continue;
+    let mut members = Map::from_iter([("id".to_owned(), Json::String(id.to_string()))]);
+    let mut claim = Map::new();
+    for (name, value) in fields {
+        if let Some((name, _)) = CLAIM.iter().find(|(_, short)| *short == name) {
+            claim.insert((*name).to_owned(), Json::String(value));
+        } else if let Some((name, _)) = NAMES.iter().find(|(_, short)| *short == name) {
+            let value = match TEXTS.contains(name) {
+                true => Json::String(value),
+                false => serde_json::from_str(&value)
+                    .map_err(|error| corrupt("a field is not JSON").with_source(error))?,
+            };
+            members.insert((*name).to_owned(), value);
         }
-        let long = NAMES.iter().find(|(_, short)| short == name).map_or(&**name, |(long, _)| long);
-        json.push_str(&format!(",\"{long}\":{value}"));
     }
-    json.push('}');
-    Record::from_bytes(json.as_bytes()).map(Some)
+    if !claim.is_empty() {
+        members.insert("claim".to_owned(), Json::Object(claim));
+    }
+    Record::from_bytes(Json::Object(members).to_string().as_bytes()).map(Some)
 }
 
 /// A hash comes as a map by RESP3, and as a list from a script.
@@ -83,4 +108,50 @@ fn pairs(hash: &Value) -> Result<Vec<(String, String)>, Error> {
 pub(crate) fn read<T: FromRedisValue>(value: Value) -> Result<T, Error> {
     from_redis_value(value)
         .map_err(|error| corrupt("Redis answered something else").with_source(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use tower_offload::{Change, Claim, Digest, End, Failure, Progress};
+
+    use super::*;
+
+    fn back(record: &Record) -> Record {
+        let values = of(record).unwrap().into_iter();
+        let hash = Value::Array(values.map(|text| Value::BulkString(text.into_bytes())).collect());
+        super::record(record.id(), &hash).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was() {
+        let (key, print) = (Digest::from([0xab; 32]), Digest::from([0x12; 32]));
+        let id = JobId::random_beside(&key).unwrap();
+        let mut record = Record::queued(id, SystemTime::now(), Duration::MAX);
+        assert_eq!(format!("{:?}", back(&record)), format!("{record:?}"));
+        record = record
+            .with_policy("a \"policy\": 7".into())
+            .with_owner(print)
+            .with_claim(Claim::new(key, print))
+            .with_progress(Progress::new(Some(1.0 / 3.0), Some("{\"half\": é}")));
+        let failed = Change::Finish(End::Failure(Failure::NodeLost));
+        for change in [Change::Start, failed, Change::Remove] {
+            assert!(record.apply(&change, SystemTime::now()));
+            assert_eq!(format!("{:?}", back(&record)), format!("{record:?}"));
+            assert_eq!(
+                (back(&record).owner(), back(&record).claim()),
+                (record.owner(), record.claim())
+            );
+        }
+    }
+
+    #[test]
+    fn values_are_short_enough_for_a_small_hash() {
+        let key = Digest::from([0xff; 32]);
+        let record = Record::queued(JobId::random().unwrap(), SystemTime::now(), Duration::MAX)
+            .with_owner(key)
+            .with_claim(Claim::new(key, key));
+        assert!(of(&record).unwrap().iter().all(|value| value.len() <= 64));
+    }
 }

@@ -17,6 +17,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod change;
 mod connect;
 mod error;
 mod fields;
@@ -24,6 +25,7 @@ mod keys;
 mod node;
 mod scripts;
 mod store;
+mod usage;
 mod waiters;
 
 pub use connect::Builder;

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use redis::{ScriptInvocation, Value};
 use tower_offload::{
-    Change, Digest, End, Error, ErrorKind, JobId, Outcome, Record, Store,
+    Change, Digest, Error, ErrorKind, JobId, Outcome, Record, Store,
     store::{Changed, Inserted, Interest, StoreFuture, Usage},
 };
 
@@ -19,12 +19,6 @@ use crate::{
     scripts::Scripts,
     waiters::{Versions, Waiters},
 };
-
-/// What is sent at once of an outcome, and read at once: Redis does nothing else meanwhile.
-const CHUNK: usize = 1 << 20;
-
-/// Chunks whose sender has gone are dropped after so long.
-const CHUNKS_TTL: Duration = Duration::from_secs(3600);
 
 /// A waiter that was told nothing looks all the same after so long: a message may be lost with its
 /// connection.
@@ -240,7 +234,7 @@ impl Inner {
     }
 
     /// The keys that a script needs that changes a job.
-    fn keys_of(&self, id: JobId, call: &mut ScriptInvocation<'_>) {
+    pub(crate) fn keys_of(&self, id: JobId, call: &mut ScriptInvocation<'_>) {
         call.key(self.keys.job(id)).key(self.keys.outcome(id));
         call.key(self.keys.index(id.partition())).key(self.keys.counts(id.partition()));
     }
@@ -295,51 +289,6 @@ impl Inner {
         }
     }
 
-    async fn change(&self, id: JobId, change: Change) -> Result<Changed, Error> {
-        let brings = match &change {
-            Change::Progress(_) => true,
-            Change::Finish(end) => matches!(end, End::Response(_)),
-            _ => false,
-        };
-        let script = if brings { &self.scripts.bring } else { &self.scripts.change };
-        let mut call = script.prepare_invoke();
-        self.keys_of(id, &mut call);
-        call.key(self.keys.fences(id.partition()));
-        if let Change::Finish(End::Response(outcome)) = &change
-            && outcome.as_bytes().len() > CHUNK
-        {
-            call.key(self.send_chunks(id, outcome.as_bytes()).await?);
-        }
-        call.arg(id.to_string()).arg(self.connection.publish());
-        call.arg(self.keys.channel(id.partition()));
-        brought(&change, &mut call)?;
-        let answer = self.run(&call, "cannot change a job").await?;
-        match read::<Vec<Value>>(answer)?.as_slice() {
-            [applied, hash] => {
-                let record = fields::record(id, hash)?.ok_or_else(|| corrupt("an empty record"))?;
-                match read::<bool>(applied.clone())? {
-                    true => Ok(Changed::Applied(record)),
-                    false => Ok(Changed::Refused(record)),
-                }
-            }
-            _ => Ok(Changed::Unknown),
-        }
-    }
-
-    /// Sends an outcome in pieces, to where the change takes it from.
-    async fn send_chunks(&self, id: JobId, bytes: &Bytes) -> Result<String, Error> {
-        let key = self.keys.chunks(id, JobId::random()?);
-        for chunk in bytes.chunks(CHUNK) {
-            let mut command = redis::cmd("RPUSH");
-            command.arg(&key).arg(chunk);
-            self.ask(&command, "cannot store an outcome").await?;
-            let mut command = redis::cmd("PEXPIRE");
-            command.arg(&key).arg(CHUNKS_TTL.as_millis() as u64);
-            self.ask(&command, "cannot store an outcome").await?;
-        }
-        Ok(key)
-    }
-
     async fn changed(&self, id: JobId, seen: u32, interest: Interest) -> Result<(), Error> {
         let waiting = self.waiters.enter(id, seen, interest);
         let mut looked = self.look(id).await?;
@@ -371,79 +320,4 @@ impl Inner {
         let left = u64::try_from(left).ok().map(|left| Duration::from_millis(left + 1));
         Ok(Some((Versions { version, status_version }, left)))
     }
-
-    async fn usage(&self) -> Result<Vec<Usage>, Error> {
-        let mut usage = Vec::<Usage>::new();
-        for partition in 0..JobId::PARTITIONS {
-            for (name, number) in self.counts(partition).await? {
-                let (kind, policy) = name.split_at_checked(1).unwrap_or(("", ""));
-                let policy =
-                    match policy {
-                        "" => None,
-                        json => Some(Arc::from(serde_json::from_str::<String>(json).map_err(
-                            |error| corrupt("not the name of a policy").with_source(error),
-                        )?)),
-                    };
-                let of = match usage.iter_mut().find(|usage| usage.policy == policy) {
-                    Some(of) => of,
-                    None => {
-                        usage.push(Usage { policy, jobs: 0, bytes: 0 });
-                        let last = usage.len() - 1;
-                        &mut usage[last]
-                    }
-                };
-                match kind {
-                    "j" => of.jobs += number,
-                    _ => of.bytes += number,
-                }
-            }
-        }
-        Ok(usage)
-    }
-
-    async fn counts(&self, partition: u8) -> Result<Vec<(String, usize)>, Error> {
-        loop {
-            let mut call = self.scripts.usage.prepare_invoke();
-            call.key(self.keys.index(partition)).key(self.keys.counts(partition));
-            let answer = self.run(&call, "cannot count jobs").await?;
-            let (swept, counts): (usize, Vec<(String, usize)>) = read(answer)?;
-            if swept == 0 {
-                return Ok(counts);
-            }
-        }
-    }
-}
-
-/// What a change brings, as the script is given it.
-fn brought(change: &Change, call: &mut ScriptInvocation<'_>) -> Result<(), Error> {
-    match change {
-        Change::Start => call.arg("start"),
-        Change::Progress(progress) => {
-            let now = std::time::SystemTime::now();
-            let record = Record::running(JobId::random()?, now, Duration::ZERO);
-            let record = record.with_progress(progress.clone());
-            call.arg("progress").arg(fields::member(&record, "progress")?)
-        }
-        Change::Finish(End::Response(outcome)) => {
-            let (status, bytes) = (outcome.status().as_u16(), outcome.as_bytes());
-            let ended = if status < 400 { "\"succeeded\"" } else { "\"failed\"" };
-            call.arg("response").arg(ended).arg(status).arg(bytes.len());
-            if bytes.len() <= CHUNK {
-                call.arg(&bytes[..]);
-            }
-            call
-        }
-        Change::Finish(End::Failure(failure)) => {
-            let failure = serde_json::to_string(failure)
-                .map_err(|error| corrupt("a failure without a name").with_source(error))?;
-            call.arg("failure").arg(failure)
-        }
-        Change::Cancel => call.arg("cancel"),
-        Change::Remove => call.arg("remove"),
-        _ => {
-            let message = "a change that this version of the store does not know";
-            return Err(Error::new(ErrorKind::StoreUnavailable, message));
-        }
-    };
-    Ok(())
 }

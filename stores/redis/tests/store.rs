@@ -246,7 +246,7 @@ async fn a_job_that_no_replica_has_is_not_accepted() {
     let id = inserted(&store, TTL).await;
     // It is there already.
     let key = format!("{{{prefix}:{:02}}}:j:{id}", id.partition());
-    assert_eq!(replica.cli(&["hget", &key, "s"]).trim(), "\"running\"");
+    assert_eq!(replica.cli(&["hget", &key, "s"]).trim(), "running");
     drop(replica);
     let record = running(TTL);
     let refused = store.insert(record.clone(), 0).await.unwrap_err();

@@ -15,8 +15,8 @@ end
 
 -- Its node was taken for dead, and its jobs are ended one after the other; this one's turn is now.
 if job.open and job.node and is_fenced(fences, job.node) then
-  set(job, 's', '"failed"')
-  set(job, 'f', '"node_lost"')
+  set(job, 's', 'failed')
+  set(job, 'f', 'node_lost')
   local record = finish(job, id, index, how)
   return {0, record}
 end
@@ -49,18 +49,18 @@ if change == 'response' then
   redis.call('PEXPIREAT', outcome, expires)
   return {1, record}
 elseif change == 'failure' then
-  set(job, 's', '"failed"')
+  set(job, 's', 'failed')
   set(job, 'f', ARGV[5])
   local record = finish(job, id, index, how)
   return {1, record}
 elseif change == 'cancel' then
-  set(job, 's', '"canceled"')
+  set(job, 's', 'canceled')
   local record = finish(job, id, index, how)
   return {1, record}
 end
 
 if change == 'start' then
-  set(job, 's', '"running"')
+  set(job, 's', 'running')
   set(job, 'b', time(job))
 elseif change == 'progress' then
   set(job, 'g', ARGV[5])

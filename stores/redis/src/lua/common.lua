@@ -68,7 +68,7 @@ local function load(job)
   if not found[1] then
     return nil
   end
-  local queued, running = found[1] == '"queued"', found[1] == '"running"'
+  local queued, running = found[1] == 'queued', found[1] == 'running'
   return {
     key = job, queued = queued, running = running, open = queued or running,
     version = tonumber(found[2]), since = found[3] or found[4], ttl = found[5],
@@ -116,11 +116,11 @@ local function finish(job, id, index, how)
   if job.node then
     redis.call('SREM', runs(job.key, job.node), id)
   end
-  local claim = job.claim and base(job.key) .. 'c:' .. string.match(job.claim, '"key":"(%x+)"')
+  local claim = job.claim and base(job.key) .. 'c:' .. job.claim
   if claim and job.queued then
     -- Nothing of the handler has run: under the same key the request may be sent again.
     redis.call('DEL', claim)
-    redis.call('HDEL', job.key, 'k')
+    redis.call('HDEL', job.key, 'k', 'q')
   elseif claim then
     redis.call('PEXPIREAT', claim, expires)
   end

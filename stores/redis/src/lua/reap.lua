@@ -13,8 +13,8 @@ local ids, ended = redis.call('SPOP', running, 100), {}
 for _, id in ipairs(ids) do
   local job = load(jobs .. id)
   if job and job.open and job.node == node then
-    set(job, 's', '"failed"')
-    set(job, 'f', '"node_lost"')
+    set(job, 's', 'failed')
+    set(job, 'f', 'node_lost')
     finish(job, id, index, how)
     ended[#ended + 1] = id
   end

@@ -8,7 +8,7 @@ if not job then
   return
 end
 if job.claim then
-  redis.call('DEL', base(key) .. 'c:' .. string.match(job.claim, '"key":"(%x+)"'))
+  redis.call('DEL', base(key) .. 'c:' .. job.claim)
 end
 if job.node then
   redis.call('SREM', runs(key, job.node), id)

@@ -1,0 +1,100 @@
+//! Changes of a job: one script, and before it the pieces of an outcome that is too large for one.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use redis::{ScriptInvocation, Value};
+use tower_offload::{Change, End, Error, ErrorKind, JobId, Record, store::Changed};
+
+use crate::{
+    error::corrupt,
+    fields::{self, read},
+    store::Inner,
+};
+
+/// What is sent at once of an outcome, and read at once: Redis does nothing else meanwhile.
+const CHUNK: usize = 1 << 20;
+
+/// Chunks whose sender has gone are dropped after so long.
+const CHUNKS_TTL: Duration = Duration::from_secs(3600);
+
+impl Inner {
+    pub(crate) async fn change(&self, id: JobId, change: Change) -> Result<Changed, Error> {
+        let brings = match &change {
+            Change::Progress(_) => true,
+            Change::Finish(end) => matches!(end, End::Response(_)),
+            _ => false,
+        };
+        let script = if brings { &self.scripts.bring } else { &self.scripts.change };
+        let mut call = script.prepare_invoke();
+        self.keys_of(id, &mut call);
+        call.key(self.keys.fences(id.partition()));
+        if let Change::Finish(End::Response(outcome)) = &change
+            && outcome.as_bytes().len() > CHUNK
+        {
+            call.key(self.send_chunks(id, outcome.as_bytes()).await?);
+        }
+        call.arg(id.to_string()).arg(self.connection.publish());
+        call.arg(self.keys.channel(id.partition()));
+        brought(&change, &mut call)?;
+        let answer = self.run(&call, "cannot change a job").await?;
+        match read::<Vec<Value>>(answer)?.as_slice() {
+            [applied, hash] => {
+                let record = fields::record(id, hash)?.ok_or_else(|| corrupt("an empty record"))?;
+                match read::<bool>(applied.clone())? {
+                    true => Ok(Changed::Applied(record)),
+                    false => Ok(Changed::Refused(record)),
+                }
+            }
+            _ => Ok(Changed::Unknown),
+        }
+    }
+
+    /// Sends an outcome in pieces, to where the change takes it from.
+    async fn send_chunks(&self, id: JobId, bytes: &Bytes) -> Result<String, Error> {
+        let key = self.keys.chunks(id, JobId::random()?);
+        for chunk in bytes.chunks(CHUNK) {
+            let mut command = redis::cmd("RPUSH");
+            command.arg(&key).arg(chunk);
+            self.ask(&command, "cannot store an outcome").await?;
+            let mut command = redis::cmd("PEXPIRE");
+            command.arg(&key).arg(CHUNKS_TTL.as_millis() as u64);
+            self.ask(&command, "cannot store an outcome").await?;
+        }
+        Ok(key)
+    }
+}
+
+/// What a change brings, as the script is given it.
+fn brought(change: &Change, call: &mut ScriptInvocation<'_>) -> Result<(), Error> {
+    match change {
+        Change::Start => call.arg("start"),
+        Change::Progress(progress) => {
+            let now = SystemTime::now();
+            let record = Record::running(JobId::random()?, now, Duration::ZERO);
+            let record = record.with_progress(progress.clone());
+            call.arg("progress").arg(fields::member(&record, "progress")?)
+        }
+        Change::Finish(End::Response(outcome)) => {
+            let (status, bytes) = (outcome.status().as_u16(), outcome.as_bytes());
+            let ended = if status < 400 { "succeeded" } else { "failed" };
+            call.arg("response").arg(ended).arg(status).arg(bytes.len());
+            if bytes.len() <= CHUNK {
+                call.arg(&bytes[..]);
+            }
+            call
+        }
+        Change::Finish(End::Failure(failure)) => {
+            let failure = serde_json::to_value(failure).unwrap_or_default();
+            call.arg("failure")
+                .arg(failure.as_str().ok_or_else(|| corrupt("a failure without a name"))?)
+        }
+        Change::Cancel => call.arg("cancel"),
+        Change::Remove => call.arg("remove"),
+        _ => {
+            let message = "a change that this version of the store does not know";
+            return Err(Error::new(ErrorKind::StoreUnavailable, message));
+        }
+    };
+    Ok(())
+}
