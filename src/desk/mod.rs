@@ -1,11 +1,12 @@
 //! The one handle: `Offload` and its builder, and (in `mounted.rs`) the form of the layer that
 //! answers polls itself. It composes the rooms below; nothing knows it but the crate's front page.
 
+mod durable;
 mod mounted;
 
 use std::{sync::Arc, time::Duration};
 
-use http::request::Parts;
+use http::{HeaderMap, request::Parts};
 pub use mounted::{MountedFuture, MountedLayer, MountedService};
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     job::Owner,
     offload::OffloadLayer,
     policy::Policies,
-    run::{self, Drain, Limits, MAX_STORED_BYTES, OwnerOf, State, Stats},
+    run::{self, Drain, Limits, MAX_STORED_BYTES, OwnerOf, Restore, Seal, State, Stats},
     status::StatusService,
     store::{MemoryStore, Store},
     wire::{LocationStyle, Urls},
@@ -69,6 +70,8 @@ impl Offload {
             store: None,
             max_stored_bytes: None,
             owner_of: None,
+            seal: None,
+            restore: None,
             limits: Limits::default(),
         }
     }
@@ -94,6 +97,7 @@ impl Offload {
         let policies = policies.into();
         let has_owners = self.state.owner_of.is_some();
         policies.all().try_for_each(|policy| policy.check(has_owners))?;
+        self.check_durable(&policies)?;
         Ok(OffloadLayer::new(Arc::clone(&self.state), policies))
     }
 
@@ -151,6 +155,8 @@ pub struct OffloadBuilder {
     store: Option<Arc<dyn Store>>,
     max_stored_bytes: Option<usize>,
     owner_of: Option<Arc<OwnerOf>>,
+    seal: Option<Arc<Seal>>,
+    restore: Option<Arc<Restore>>,
     limits: Limits,
 }
 
@@ -279,6 +285,22 @@ impl OffloadBuilder {
         self
     }
 
+    /// Decides which headers of a [durable](crate::Policy::durable) route's request are kept in the
+    /// store, and how: take them out, or put what you have encrypted in their place. Default: all but
+    /// `Authorization`, `Proxy-Authorization` and `Cookie`, which are nobody's affair but the
+    /// handler's.
+    pub fn seal(mut self, seal: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
+        self.seal = Some(Arc::new(seal));
+        self
+    }
+
+    /// Puts back what a durable request has lost, before it is run: headers that were sealed, and
+    /// extensions that a layer outside had put there, such as who sends it. Default: nothing is.
+    pub fn restore(mut self, restore: impl Fn(&mut Parts) + Send + Sync + 'static) -> Self {
+        self.restore = Some(Arc::new(restore));
+        self
+    }
+
     /// How long a job is kept after its end; [`Policy::ttl`](crate::Policy::ttl) says so for a route.
     /// Default: 1 hour, longer than a client takes to come back from a broken network.
     pub fn ttl(mut self, ttl: Duration) -> Self {
@@ -318,6 +340,7 @@ impl OffloadBuilder {
                 Arc::new(store)
             }
         };
-        Ok(Offload { state: Arc::new(State::new(store, self.limits, urls, self.owner_of)) })
+        let state = State::new(store, self.limits, urls, self.owner_of);
+        Ok(Offload { state: Arc::new(state.with_hooks(self.seal, self.restore)) })
     }
 }

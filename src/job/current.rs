@@ -49,6 +49,8 @@ impl Frame {
 #[derive(Debug, Default)]
 struct JobState {
     id: OnceLock<JobId>,
+    /// Of a durable job: which attempt this is.
+    attempt: u16,
     canceled: CancellationToken,
     tracker: Mutex<Tracker>,
     /// The tracker has something new, from when it had nothing on.
@@ -118,6 +120,12 @@ impl Asked {
         let id = JobId::random()?;
         // A helper of the handler may have been faster.
         Ok(*state.id.get_or_init(|| id))
+    }
+
+    /// What the handler of a durable job may ask for: this id, and which attempt it is.
+    pub(crate) fn of_attempt(id: JobId, attempt: u16) -> Self {
+        let state = JobState { id: OnceLock::from(id), attempt, ..JobState::default() };
+        Self { state: Some(Arc::new(state)) }
     }
 
     /// What the handler says of its progress, if it has asked for its job.
@@ -282,6 +290,12 @@ impl Job {
             #[expect(clippy::expect_used, reason = "documented; as std's HashMap::new")]
             JobId::random().expect("random numbers from the operating system")
         })
+    }
+
+    /// Which attempt at the work this is: 1, or more where it is a job of a
+    /// [durable](crate::Policy::durable) route whose process was lost before.
+    pub fn attempt(&self) -> u16 {
+        self.state.attempt.max(1)
     }
 
     /// Says how much of the work is done, from 0 to 1, and what is being done: an empty `message`

@@ -9,6 +9,7 @@ mod outcome;
 mod owner;
 mod progress;
 mod record;
+mod request;
 mod time;
 
 pub use current::Job;
@@ -20,3 +21,4 @@ pub(crate) use outcome::OutcomeWriter;
 pub use owner::{Claim, Digest, Owner};
 pub use progress::Progress;
 pub use record::{Change, End, Failure, Record, Status};
+pub(crate) use request::{from_bytes as request_from_bytes, to_bytes as request_to_bytes};

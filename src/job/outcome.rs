@@ -157,7 +157,7 @@ fn fields_len(fields: &HeaderMap) -> usize {
     fields.iter().map(|(name, value)| 6 + name.as_str().len() + value.len()).sum()
 }
 
-fn write_fields(fields: &HeaderMap, bytes: &mut Vec<u8>) {
+pub(super) fn write_fields(fields: &HeaderMap, bytes: &mut Vec<u8>) {
     for (name, value) in fields {
         // Neither can be longer: `http` holds names under 64 KiB, and a map is held in memory.
         bytes.extend_from_slice(&(name.as_str().len() as u16).to_le_bytes());
@@ -167,7 +167,7 @@ fn write_fields(fields: &HeaderMap, bytes: &mut Vec<u8>) {
     }
 }
 
-fn read_fields(mut bytes: &[u8]) -> Option<HeaderMap> {
+pub(super) fn read_fields(mut bytes: &[u8]) -> Option<HeaderMap> {
     let mut fields = HeaderMap::new();
     while !bytes.is_empty() {
         let (lengths, rest) = bytes.split_at_checked(6)?;

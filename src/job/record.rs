@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! queued ──Start──▶ running ──Finish──▶ succeeded | failed ──Remove──▶ (removed)
-//!    │               │    │ ▲                                              ▲
-//!    │               │    └─┘ Progress                                     │
+//!    │ ▲             │ │  │ ▲                                              ▲
+//!    │ └──Finish*────┼─┘  └─┘ Progress                                     │
 //!    └────Cancel─────┴────────────────▶ canceled ──────────Remove──────────┘
 //! ```
+//!
+//! \* of a durable job whose process was lost or shut down, while it has attempts left.
 //!
 //! Every store applies changes through [`Record::apply`] while it holds the job alone, so that of
 //! several changes that race exactly one is seen.
@@ -40,6 +42,13 @@ pub enum Status {
     Failed,
     /// Canceled by a `DELETE`.
     Canceled,
+}
+
+impl Failure {
+    /// Whether it was the process that failed, and not the work.
+    fn is_of_the_process(self) -> bool {
+        matches!(self, Self::Interrupted | Self::NodeLost)
+    }
 }
 
 impl Status {
@@ -124,6 +133,8 @@ struct More {
     owner: Option<Digest>,
     claim: Option<Arc<Claim>>,
     progress: Option<Arc<Progress>>,
+    /// How often the job was begun, and may be; 0 of 0 where it is not durable.
+    attempts: [u16; 2],
 }
 
 const _: () = assert!(size_of::<Record>() <= 88 && size_of::<More>() <= 56);
@@ -188,6 +199,14 @@ impl Record {
         self
     }
 
+    /// The job is durable: its request is kept with it, and it may be begun so many times, should the
+    /// processes that run it be lost.
+    #[must_use]
+    pub fn with_attempts(mut self, max: u16) -> Self {
+        self.more().attempts = [0, max];
+        self
+    }
+
     fn more(&mut self) -> &mut More {
         Arc::make_mut(self.more.get_or_insert_default())
     }
@@ -202,6 +221,15 @@ impl Record {
             (Change::Start, Status::Queued) => {
                 self.status = Status::Running;
                 self.started_at = Some(at);
+                if let Some(attempt) = self.attempt() {
+                    self.more().attempts[0] = attempt.saturating_add(1);
+                }
+            }
+            (Change::Finish(End::Failure(failure)), Status::Running)
+                if failure.is_of_the_process() && self.may_begin_again() =>
+            {
+                self.status = Status::Queued;
+                self.started_at = None;
             }
             (Change::Progress(progress), Status::Running) => {
                 self.more().progress = Some(Arc::new(progress.clone()));
@@ -220,16 +248,20 @@ impl Record {
             self.status_version = self.version;
         }
         // Nothing of the handler has run: under the same key the request may be sent again.
-        if before == Status::Queued && self.status.is_end() {
+        if before == Status::Queued && self.status.is_end() && self.attempt().unwrap_or(0) == 0 {
             self.let_go();
         }
         true
     }
 
+    fn may_begin_again(&self) -> bool {
+        self.more.as_ref().is_some_and(|more| more.attempts[0] < more.attempts[1])
+    }
+
     fn let_go(&mut self) {
         match self.more.as_deref() {
             None | Some(More { claim: None, .. }) => {}
-            Some(More { owner: None, progress: None, .. }) => self.more = None,
+            Some(More { owner: None, progress: None, attempts: [_, 0], .. }) => self.more = None,
             Some(_) => self.more().claim = None,
         }
     }
@@ -306,6 +338,16 @@ impl Record {
         self.more.as_ref()?.progress.as_deref()
     }
 
+    /// How often a durable job was begun; `None` for others.
+    pub fn attempt(&self) -> Option<u16> {
+        self.more.as_ref().filter(|more| more.attempts[1] > 0).map(|more| more.attempts[0])
+    }
+
+    /// How often a durable job may be begun; `None` for others.
+    pub fn max_attempts(&self) -> Option<u16> {
+        self.more.as_ref().map(|more| more.attempts[1]).filter(|max| *max > 0)
+    }
+
     /// When the job was accepted.
     pub fn created_at(&self) -> SystemTime {
         self.created_at.into()
@@ -370,6 +412,46 @@ mod tests {
         }
         assert_eq!(record.status(), status);
         record
+    }
+
+    #[test]
+    fn a_durable_job_is_begun_again_while_it_has_attempts_left() {
+        let now = SystemTime::now();
+        let claim = Claim::new([1; 32].into(), [2; 32].into());
+        let job = || Record::queued(JobId::random().unwrap(), now, Duration::from_secs(1));
+        let lost = |failure| Change::Finish(End::Failure(failure));
+        let mut record = job().with_attempts(2).with_claim(claim.clone());
+        assert_eq!((record.attempt(), record.max_attempts()), (Some(0), Some(2)));
+        assert!(record.apply(&Change::Start, now));
+        assert!(record.apply(&lost(Failure::NodeLost), now));
+        assert_eq!((record.status(), record.attempt()), (Status::Queued, Some(1)));
+        assert_eq!(
+            (record.started_at(), record.finished_at(), record.failure()),
+            (None, None, None)
+        );
+        assert_eq!((record.version(), record.status_version()), (2, 2));
+        assert!(record.apply(&Change::Start, now));
+        assert!(record.apply(&lost(Failure::Interrupted), now));
+        assert_eq!((record.status(), record.attempt()), (Status::Failed, Some(2)));
+        assert_eq!(record.failure(), Some(Failure::Interrupted));
+        // Its work was begun, so its key is not free.
+        assert_eq!(record.claim(), Some(&claim));
+        // What the work itself came to is an end, and so is all that another job comes to.
+        for (mut record, failure) in [
+            (job().with_attempts(9), Failure::Panicked),
+            (job().with_attempts(9), Failure::TimedOut),
+            (job(), Failure::NodeLost),
+        ] {
+            assert!(record.apply(&Change::Start, now));
+            assert!(record.apply(&lost(failure), now));
+            assert_eq!(record.status(), Status::Failed);
+        }
+        // Canceled while it waits to be begun again.
+        let mut record = job().with_attempts(2).with_claim(claim.clone());
+        for change in [Change::Start, lost(Failure::NodeLost), Change::Cancel] {
+            assert!(record.apply(&change, now));
+        }
+        assert_eq!(record.claim(), Some(&claim));
     }
 
     #[test]

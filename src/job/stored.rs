@@ -47,6 +47,10 @@ struct Stored {
     claim: Option<StoredClaim>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     progress: Option<StoredProgress>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    attempt: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<u16>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -133,17 +137,24 @@ impl From<&Record> for Stored {
                 ratio: progress.ratio(),
                 message: progress.message().map(str::to_owned),
             }),
+            attempt: record.attempt(),
+            max_attempts: record.max_attempts(),
         }
     }
 }
 
 impl Stored {
     fn into_record(self) -> Result<Record, Error> {
-        let has_more = self.owner.is_some() || self.claim.is_some() || self.progress.is_some();
+        let attempts = self.max_attempts.map_or([0, 0], |max| [self.attempt.unwrap_or(0), max]);
+        let has_more = self.owner.is_some()
+            || self.claim.is_some()
+            || self.progress.is_some()
+            || attempts[1] > 0;
         let more = More {
             owner: self.owner.as_deref().map(digest).transpose()?,
             claim: self.claim.map(StoredClaim::into_claim).transpose()?,
             progress: self.progress.map(StoredProgress::into_progress),
+            attempts,
         };
         Ok(Record {
             id: self.id.parse()?,
@@ -444,6 +455,7 @@ mod tests {
             owner in option::of(any::<[u8; 32]>()),
             claim in option::of(any::<([u8; 32], [u8; 32])>()),
             progress in option::of(progress()),
+            attempts in option::of(1..=u16::MAX),
             changes in vec((changes(), times()), 0..6),
         ) -> Record {
             let make = if runs { Record::running } else { Record::queued };
@@ -459,6 +471,9 @@ mod tests {
             }
             if let Some(progress) = progress {
                 record = record.with_progress(progress);
+            }
+            if let Some(attempts) = attempts {
+                record = record.with_attempts(attempts);
             }
             for (change, at) in changes {
                 record.apply(&change, at);

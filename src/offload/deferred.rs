@@ -59,7 +59,7 @@ pub(super) fn key_of(owner: &Owner, key: &str) -> Digest {
 }
 
 impl Deferred {
-    fn lane(&self) -> &Arc<Lane> {
+    pub(super) fn lane(&self) -> &Arc<Lane> {
         &self.route.lane
     }
 
@@ -76,6 +76,9 @@ impl Deferred {
         ReqB: RequestBody,
         ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
+        if let Some(attempts) = self.route.policy.attempts() {
+            return self.answer_durable(request, attempts).await;
+        }
         // A request whose key is a job's has its answer there, whether there is room or not.
         if self.key.is_none() {
             if let Err(refusal) = self.lane().look_in() {
@@ -107,7 +110,7 @@ impl Deferred {
     }
 
     /// The answer to a request whose body is not to be had.
-    fn unread(&self, problem: Problem) -> Response<bytes::Bytes> {
+    pub(super) fn unread(&self, problem: Problem) -> Response<bytes::Bytes> {
         let full = problem == Problem::FULL.with_limit("max_buffered_bytes");
         if full {
             self.lane().refuse();
@@ -117,7 +120,7 @@ impl Deferred {
 
     /// The claim on the request's key. The policy's name is part of what must be the same: under
     /// nested routers a layer sees the end of the path only.
-    fn claim(&self, method: &http::Method, whole: &Whole) -> Option<Claim> {
+    pub(super) fn claim(&self, method: &http::Method, whole: &Whole) -> Option<Claim> {
         let key = self.key?;
         let target = self.target.as_str();
         let name = self.route.policy.label().map_or("", |name| name);
@@ -176,17 +179,26 @@ impl Deferred {
     }
 
     fn record(&self, admission: &Admission, claim: Option<Claim>) -> Result<Record, Error> {
+        match (admission, claim) {
+            (Admission::Now(_), None) => self.new_record(Record::running, None),
+            // Whether its handler has begun decides whether its key is free again.
+            (_, claim) => self.new_record(Record::queued, claim),
+        }
+    }
+
+    pub(super) fn new_record(
+        &self,
+        make: fn(JobId, SystemTime, Duration) -> Record,
+        claim: Option<Claim>,
+    ) -> Result<Record, Error> {
         let id = match &claim {
             Some(claim) => JobId::random_beside(claim.key())?,
             None => JobId::random()?,
         };
-        let (now, ttl) = (SystemTime::now(), self.route.ttl());
-        let mut record = match (admission, claim) {
-            (Admission::Now(_), None) => Record::running(id, now, ttl),
-            (Admission::Later(_), None) => Record::queued(id, now, ttl),
-            // Whether its handler has begun decides whether its key is free again.
-            (_, Some(claim)) => Record::queued(id, now, ttl).with_claim(claim),
-        };
+        let mut record = make(id, SystemTime::now(), self.route.ttl());
+        if let Some(claim) = claim {
+            record = record.with_claim(claim);
+        }
         if let Some(owner) = &self.owner {
             record = record.with_owner(owner.digest());
         }
@@ -199,7 +211,11 @@ impl Deferred {
     }
 
     /// The answer of a job that was there before.
-    async fn follow(&self, record: Record, claim: Option<&Claim>) -> Response<StatusBody> {
+    pub(super) async fn follow(
+        &self,
+        record: Record,
+        claim: Option<&Claim>,
+    ) -> Response<StatusBody> {
         match record.claim().map(Claim::fingerprint) == claim.map(Claim::fingerprint) {
             true => self.told(record).await,
             false => plain(wire::problem_answer(Problem::KEY_REUSED, None)),
@@ -207,7 +223,7 @@ impl Deferred {
     }
 
     /// The answer of this job: its response, if there is one while the client waits; else 202.
-    async fn told(&self, record: Record) -> Response<StatusBody> {
+    pub(super) async fn told(&self, record: Record) -> Response<StatusBody> {
         if self.key.is_none() {
             return self.accepted(&record);
         }
@@ -255,7 +271,7 @@ impl Deferred {
 }
 
 /// The handler, once it is its turn.
-async fn turn<S, R>(mut service: S, request: R) -> Result<S::Response, S::Error>
+pub(super) async fn turn<S, R>(mut service: S, request: R) -> Result<S::Response, S::Error>
 where
     S: Service<R>,
 {

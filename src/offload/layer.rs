@@ -69,7 +69,8 @@ impl Usual {
         let asked = state.owner_of.is_some()
             || policy.keys() != Keys::Ignored
             || policy.finishes()
-            || policy.waiting() > 0;
+            || policy.waiting() > 0
+            || policy.attempts().is_some();
         match policy.usual_start() {
             _ if policy.is_never() => Self::Never,
             _ if asked => Self::Asked,
@@ -119,7 +120,11 @@ impl OffloadLayer {
         let route = |policy: &Policy| {
             let (state, usual) = (Arc::clone(&state), Usual::of(policy, &state));
             let lane = lane(&state, policy);
-            Arc::new(Route { state, policy: policy.clone(), lane, usual })
+            let route = Route { state, policy: policy.clone(), lane, usual };
+            if policy.attempts().is_some() {
+                route.state.durables.add(&route.lane, route.run_time());
+            }
+            Arc::new(route)
         };
         let routes = policies.all().map(route).collect();
         Self { shared: Arc::new(Shared { state, policies, routes }) }
@@ -159,7 +164,9 @@ impl OffloadLayer {
 fn lane(state: &Arc<State>, policy: &Policy) -> Arc<Lane> {
     // The table has named each of them.
     let name = policy.label().cloned().unwrap_or_default();
-    Lane::new(state, state.accounts.open(&name), policy.places(), policy.waiting())
+    // Of a durable route only whoever serves it waits here; its jobs do so in the store.
+    let waiting = if policy.attempts().is_some() { 1 } else { policy.waiting() };
+    Lane::new(state, state.accounts.open(&name), policy.places(), waiting)
 }
 
 impl<S> Layer<S> for OffloadLayer {

@@ -4,6 +4,7 @@
 
 mod answer;
 mod deferred;
+mod durable;
 mod future;
 mod layer;
 mod movable;
@@ -14,6 +15,7 @@ mod upload;
 mod watch;
 mod whole;
 
+pub(crate) use durable::serve as serve_durable;
 pub use future::ResponseFuture;
 pub use layer::{BoxedOffloadLayer, OffloadLayer};
 pub use movable::{Answers, Movable};

@@ -75,7 +75,7 @@ impl<S> OffloadService<S> {
         let key = key.and_then(|key| Some(key_of(owner.as_ref()?, &key)));
         let route = Arc::clone(route);
         let way = match plan {
-            Some(plan) if key.is_none() && !(policy.is_always() && policy.waiting() > 0) => {
+            Some(plan) if key.is_none() && !policy.is_deferred() => {
                 let rescue = if policy.finishes() { Rescue::here() } else { None };
                 Way::Watched(Watch::special(route, target, plan, owner, rescue))
             }

@@ -76,6 +76,13 @@ impl Whole {
         Ok(Self { data: data.into(), trailers, counted })
     }
 
+    /// One that was kept elsewhere.
+    pub(super) fn kept(data: Bytes, state: &Arc<State>) -> Self {
+        let mut counted = Counted { state: Arc::clone(state), bytes: 0 };
+        counted.add(data.len());
+        Self { data, trailers: None, counted }
+    }
+
     pub(super) fn data(&self) -> &Bytes {
         &self.data
     }

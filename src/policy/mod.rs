@@ -3,6 +3,7 @@
 //!
 //! Knows requests and preferences; nothing of how a job is run.
 
+mod durable;
 mod head;
 mod table;
 
@@ -32,6 +33,10 @@ pub struct Policy {
     queue: usize,
     finish_on_disconnect: bool,
     keys: Keys,
+    /// How often a durable job may be begun.
+    attempts: Option<u16>,
+    /// It was given a name by whoever made it.
+    is_named: bool,
 }
 
 /// What a policy makes of an `Idempotency-Key`.
@@ -93,6 +98,8 @@ impl Policy {
             queue: 0,
             finish_on_disconnect: false,
             keys: Keys::Ignored,
+            attempts: None,
+            is_named: false,
         }
     }
 
@@ -154,6 +161,7 @@ impl Policy {
     #[must_use]
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
+        self.is_named = true;
         self
     }
 
@@ -267,6 +275,11 @@ impl Policy {
     /// How many may wait.
     pub(crate) fn waiting(&self) -> usize {
         self.queue
+    }
+
+    /// Whether its requests are jobs before their handlers begin, with or without a key.
+    pub(crate) fn is_deferred(&self) -> bool {
+        self.is_always() && (self.queue > 0 || self.attempts.is_some())
     }
 
     pub(crate) fn finishes(&self) -> bool {

@@ -95,6 +95,11 @@ impl Policies {
         row(Some(method)).or_else(|| row(None)).map_or(0, |(_, policy)| *policy)
     }
 
+    /// Whether it has patterns, and so stands around more than one route.
+    pub(crate) fn is_table(&self) -> bool {
+        self.paths.is_some()
+    }
+
     /// All policies, in the order of their indices.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Policy> {
         self.policies.iter()

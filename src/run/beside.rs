@@ -66,13 +66,14 @@ async fn over(state: Arc<State>, id: JobId, version: u32, left: Duration) -> Opt
     .await
 }
 
-/// Resolves when the store says that the job has ended.
+/// Resolves when the store says that the job has ended, or is no longer this process's: somebody has
+/// changed its status since it was seen in this version.
 pub(super) async fn ended_elsewhere(state: &State, id: JobId, mut seen: u32) {
-    let mut backoff = Backoff::new();
+    let (first, mut backoff) = (seen, Backoff::new());
     loop {
         let woken = state.store.changed(id, seen, Interest::Status).await;
         match (woken, state.store.read(id).await) {
-            (Ok(()), Ok(Some(record))) if record.status().is_end() => return,
+            (Ok(()), Ok(Some(record))) if record.status_version() > first => return,
             (Ok(()), Ok(Some(record))) => seen = record.version(),
             // It has ended, and expired since: a store drops nothing else.
             (Ok(()), Ok(None)) => return,

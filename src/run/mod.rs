@@ -8,6 +8,7 @@ mod beside;
 mod bytes;
 mod collect;
 mod drain;
+mod durable;
 mod end;
 mod handler;
 mod insist;
@@ -36,6 +37,7 @@ pub(crate) use account::{Account, stats};
 pub use account::{PolicyStats, Stats};
 pub(crate) use bytes::BodyBytes;
 pub use drain::{Drain, Drained};
+pub(crate) use durable::{Durable, Durables, Restore, Seal};
 pub(crate) use leave::Left;
 pub(crate) use limits::{Limits, MAX_STORED_BYTES, RETRY_AFTER};
 pub(crate) use places::{Admission, Lane, Place, Places};
@@ -64,6 +66,10 @@ pub(crate) struct State {
     pub(crate) waiters: Semaphore,
     /// Bytes of request bodies that are buffered.
     pub(crate) body_bytes: BodyBytes,
+    /// The durable routes.
+    pub(crate) durables: Durables,
+    seal: Option<Arc<Seal>>,
+    pub(crate) restore: Option<Arc<Restore>>,
     /// Canceled when a drain has come to its end.
     drained: CancellationToken,
 }
@@ -82,11 +88,24 @@ impl State {
             waiters: Semaphore::new(limits.max_waiters.min(Semaphore::MAX_PERMITS)),
             body_bytes: BodyBytes::new(limits.max_buffered_bytes),
             drained: CancellationToken::new(),
+            durables: Durables::default(),
+            seal: None,
+            restore: None,
             owner_of,
             store,
             limits,
             urls,
         }
+    }
+
+    /// How the requests of durable routes are kept, and put back.
+    pub(crate) fn with_hooks(
+        mut self,
+        seal: Option<Arc<Seal>>,
+        restore: Option<Arc<Restore>>,
+    ) -> Self {
+        (self.seal, self.restore) = (seal, restore);
+        self
     }
 
     /// What tells this state from others, for as long as it lives.

@@ -242,6 +242,10 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    pub(crate) fn state(&self) -> &Arc<State> {
+        &self.lane.state
+    }
+
     fn new(lane: &Arc<Lane>) -> Self {
         Self { lane: Arc::clone(lane), purpose: Purpose::Nothing }
     }
@@ -332,6 +336,14 @@ pub(crate) enum Admission {
 }
 
 impl Admission {
+    /// Waits for the place.
+    pub(super) async fn turn(self) -> Place {
+        match self {
+            Self::Now(place) => place,
+            Self::Later(mut ticket) => ticket.turn().await,
+        }
+    }
+
     pub(super) fn lane(&self) -> &Arc<Lane> {
         match self {
             Self::Now(place) => &place.lane,

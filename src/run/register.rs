@@ -12,7 +12,7 @@ use tokio::{
     task::{JoinHandle, coop::unconstrained},
 };
 
-use super::{Admission, insist::insist};
+use super::{Admission, Place, insist::insist};
 use crate::{
     error::{Error, ErrorKind},
     job::{Change, End, Failure, JobId, Record},
@@ -43,6 +43,20 @@ pub(crate) struct Registered {
 }
 
 impl Registered {
+    /// A durable job that was taken from the store, and is told to have been begun there.
+    pub(crate) fn taken(record: Record, runtime: Handle, place: Place) -> Result<Self, Refusal> {
+        let mut taken = Self { record, runtime, admission: Some(Admission::Now(place)) };
+        taken.promise()?;
+        Ok(taken)
+    }
+
+    /// Ends the job without having run it.
+    pub(crate) fn end(mut self, change: Change) {
+        let Some(admission) = self.admission.take() else { return };
+        let id = self.record.id();
+        insist(&self.runtime, admission, id, move |store| store.change(id, change.clone()));
+    }
+
     fn ask(&self, record: Record) -> StoreFuture<Inserted> {
         let Some(admission) = &self.admission else { unreachable!("not promised yet") };
         let state = &admission.lane().state;
@@ -86,8 +100,11 @@ impl Drop for Registered {
         let Some(admission) = self.admission.take() else { return };
         let id = self.record.id();
         match self.record.claim() {
-            None => insist(&self.runtime, admission, id, move |store| store.take_back(id)),
-            Some(_) => insist(&self.runtime, admission, id, move |store| {
+            // A durable job goes back to where it was.
+            None if self.record.attempt().is_none() => {
+                insist(&self.runtime, admission, id, move |store| store.take_back(id))
+            }
+            _ => insist(&self.runtime, admission, id, move |store| {
                 store.change(id, Change::Finish(End::Failure(Failure::Interrupted)))
             }),
         }

@@ -103,6 +103,10 @@ impl Kept {
             return Err(change);
         }
         let mut followed = Followed { woken: self.woken(), ..Followed::default() };
+        // One that is begun again has not ended.
+        if !self.record.status().is_end() {
+            return Ok(followed);
+        }
         let outcome = match change {
             Change::Start | Change::Progress(_) => return Ok(followed),
             Change::Finish(End::Response(outcome)) => Some(outcome),

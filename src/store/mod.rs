@@ -19,11 +19,12 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 pub use memory::MemoryStore;
 use waiting::Waiting;
 
 use crate::{
-    error::Error,
+    error::{Error, ErrorKind},
     job::{Change, Digest, JobId, Outcome, Record},
 };
 
@@ -90,6 +91,45 @@ pub trait Store: Send + Sync + 'static {
 
     /// What is kept, by the names of policies.
     fn usage(&self) -> StoreFuture<Vec<Usage>>;
+
+    /// Whether it keeps requests too, as [durable](crate::Policy::durable) routes need. Default: no;
+    /// then none of the calls below is made.
+    fn keeps_requests(&self) -> bool {
+        false
+    }
+
+    /// Keeps a new job that is queued, and has [attempts](Record::with_attempts), with its request,
+    /// for whichever process takes it first. As [`insert`](Store::insert) otherwise.
+    ///
+    /// # Errors
+    /// As `insert`.
+    fn enqueue(
+        &self,
+        record: Record,
+        request: Bytes,
+        outcome_bytes: usize,
+    ) -> StoreFuture<Inserted> {
+        let _ = (record, request, outcome_bytes);
+        StoreFuture::ready(Err(no_requests()))
+    }
+
+    /// Begins the job of this policy that is due first, if one is: its record after
+    /// [`Change::Start`], and its request. From now on it is this process's, and when that is lost,
+    /// the store queues the job again, or ends it, as [`Record::apply`] does for
+    /// [`Failure::NodeLost`](crate::Failure::NodeLost).
+    fn take(&self, policy: Arc<str>) -> StoreFuture<Option<(Record, Bytes)>> {
+        let _ = policy;
+        StoreFuture::ready(Err(no_requests()))
+    }
+
+    /// Resolves when there may be something to take. It may resolve early, or late.
+    fn arrival(&self) -> StoreFuture<()> {
+        StoreFuture::ready(Err(no_requests()))
+    }
+}
+
+fn no_requests() -> Error {
+    Error::new(ErrorKind::Config, "this store keeps no requests")
 }
 
 /// What became of an [`insert`](Store::insert).

@@ -148,6 +148,9 @@ impl<'a> Writer<'a> {
         self.text.extend_from_slice(&id);
         self.json("\",\"status\":", &record.status());
         self.times(record);
+        if let Some(attempt) = record.attempt() {
+            self.number(",\"attempt\":", attempt.into());
+        }
         if let Some(progress) = record.progress() {
             self.progress(progress);
         }
@@ -454,6 +457,8 @@ mod tests {
         finished_at: Option<String>,
         expires_at: String,
         #[serde(skip_serializing_if = "Option::is_none")]
+        attempt: Option<u16>,
+        #[serde(skip_serializing_if = "Option::is_none")]
         progress: Option<Done>,
         #[serde(skip_serializing_if = "Option::is_none")]
         queue_position: Option<usize>,
@@ -495,6 +500,7 @@ mod tests {
             started_at: record.started_at().map(time),
             finished_at: record.finished_at().map(time),
             expires_at: time(record.expires_at()),
+            attempt: record.attempt(),
             progress: record.progress().map(|progress| Done {
                 ratio: progress.ratio(),
                 message: progress.message().map(str::to_owned),
@@ -535,24 +541,33 @@ mod tests {
         let times = (0u64..200_000_000_000_000, 0u64..10_000_000, 0u64..10_000_000, 0u64..1 << 32);
         let progress = option::of((option::of(-0.1..1.1), option::of(any::<String>())));
         let id = "[0-9a-f]{32}";
-        (id, times, any::<bool>(), progress, end()).prop_map(|(id, times, runs, progress, end)| {
-            let (created, waited, ran, ttl) = times;
-            let created = SystemTime::UNIX_EPOCH + Duration::from_millis(created);
-            let started = created + Duration::from_micros(waited);
-            let (id, ttl) = (id.parse().unwrap(), Duration::from_secs(ttl));
-            let mut record = match runs {
-                true => Record::running(id, created, ttl),
-                false => Record::queued(id, created, ttl),
-            };
-            record.apply(&Change::Start, started);
-            if let Some((ratio, message)) = progress {
-                record.apply(&Change::Progress(Progress::new(ratio, message.as_deref())), started);
-            }
-            if let Some(end) = end {
-                record.apply(&end, started + Duration::from_micros(ran));
-            }
-            record
-        })
+        let job = (any::<bool>(), 0u16..3);
+        (id, times, job, progress, end()).prop_map(
+            |(id, times, (runs, attempts), progress, end)| {
+                let (created, waited, ran, ttl) = times;
+                let created = SystemTime::UNIX_EPOCH + Duration::from_millis(created);
+                let started = created + Duration::from_micros(waited);
+                let (id, ttl) = (id.parse().unwrap(), Duration::from_secs(ttl));
+                let mut record = match runs {
+                    true => Record::running(id, created, ttl),
+                    false => Record::queued(id, created, ttl),
+                };
+                if attempts > 0 {
+                    record = record.with_attempts(attempts);
+                }
+                record.apply(&Change::Start, started);
+                if let Some((ratio, message)) = progress {
+                    record.apply(
+                        &Change::Progress(Progress::new(ratio, message.as_deref())),
+                        started,
+                    );
+                }
+                if let Some(end) = end {
+                    record.apply(&end, started + Duration::from_micros(ran));
+                }
+                record
+            },
+        )
     }
 
     fn outlook() -> impl Strategy<Value = Outlook> {

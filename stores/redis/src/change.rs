@@ -35,7 +35,7 @@ impl Inner {
             call.key(self.send_chunks(id, outcome.as_bytes()).await?);
         }
         call.arg(id.to_string()).arg(self.connection.publish());
-        call.arg(self.keys.channel(id.partition()));
+        call.arg(self.keys.channel(id.partition())).arg(&*self.node.id());
         brought(&change, &mut call)?;
         let answer = self.run(&call, "cannot change a job").await?;
         match read::<Vec<Value>>(answer)?.as_slice() {

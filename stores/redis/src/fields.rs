@@ -13,7 +13,7 @@ use crate::error::corrupt;
 
 /// The members of a record and their letters. What a newer version has beside is under its whole
 /// name, and left as it is. `n` and `y` are the store's own: the bytes of the outcome, and the node.
-const NAMES: [(&str, &str); 13] = [
+const NAMES: [(&str, &str); 15] = [
     ("status", "s"),
     ("version", "v"),
     ("status_version", "w"),
@@ -27,6 +27,8 @@ const NAMES: [(&str, &str); 13] = [
     ("failure", "f"),
     ("response_status", "h"),
     ("removed", "x"),
+    ("attempt", "a"),
+    ("max_attempts", "m"),
 ];
 
 /// Those of the claim.

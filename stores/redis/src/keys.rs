@@ -9,6 +9,10 @@
 //! {PREFIX:PARTITION}:n         how many jobs there are by policy, and the bytes of their outcomes
 //! {PREFIX:PARTITION}:r:NODE    the ids of the open jobs of a node: a set
 //! {PREFIX:PARTITION}:f         the nodes that were taken for dead, by when they were
+//! {PREFIX:PARTITION}:q:POLICY  the ids of durable jobs that wait, by when they are due: a sorted set
+//! {PREFIX:PARTITION}:b:ID      the request of a durable job
+//! {PREFIX:PARTITION}:t:TAKE    the id that a call has taken, for ten minutes, should its answer be lost
+//! {PREFIX:PARTITION}:d         the durable jobs that were given up, by when they expire
 //! {PREFIX:PARTITION}:changes   the channel on which changes are told
 //! {PREFIX:nodes}:l             the nodes by when they have renewed their leases: a sorted set
 //! {PREFIX:nodes}:f             those that were taken for dead
@@ -67,6 +71,22 @@ impl Keys {
 
     pub(crate) fn running(&self, partition: u8, node: &str) -> String {
         format!("{}r:{node}", self.base(partition))
+    }
+
+    pub(crate) fn queue(&self, partition: u8, policy: &str) -> String {
+        format!("{}q:{policy}", self.base(partition))
+    }
+
+    pub(crate) fn request(&self, id: JobId) -> String {
+        format!("{}b:{id}", self.base(id.partition()))
+    }
+
+    pub(crate) fn taken(&self, partition: u8, call: JobId) -> String {
+        format!("{}t:{call}", self.base(partition))
+    }
+
+    pub(crate) fn given_up(&self, partition: u8) -> String {
+        self.base(partition) + "d"
     }
 
     pub(crate) fn fences(&self, partition: u8) -> String {

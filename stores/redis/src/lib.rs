@@ -23,6 +23,7 @@ mod error;
 mod fields;
 mod keys;
 mod node;
+mod queue;
 mod scripts;
 mod store;
 mod usage;

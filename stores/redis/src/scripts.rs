@@ -24,6 +24,9 @@ pub(crate) struct Scripts {
     pub(crate) renew: Script,
     pub(crate) fence: Script,
     pub(crate) reap: Script,
+    pub(crate) enqueue: Script,
+    pub(crate) take: Script,
+    pub(crate) given_up: Script,
 }
 
 impl Scripts {
@@ -41,6 +44,9 @@ impl Scripts {
             renew: script(include_str!("lua/renew.lua")),
             fence: script(include_str!("lua/fence.lua")),
             reap: script(include_str!("lua/reap.lua")),
+            enqueue: script(include_str!("lua/enqueue.lua")),
+            take: script(include_str!("lua/take.lua")),
+            given_up: script(include_str!("lua/given_up.lua")),
         }
     }
 }

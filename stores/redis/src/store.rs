@@ -12,10 +12,11 @@ use tower_offload::{
 use crate::{
     Builder,
     connect::{Connection, timed_out},
-    error::{corrupt, failed},
+    error::failed,
     fields::{self, read},
     keys::Keys,
     node::{self, Node},
+    queue::inserted,
     scripts::Scripts,
     waiters::{Versions, Waiters},
 };
@@ -30,7 +31,7 @@ const SAFETY: Duration = Duration::from_secs(10);
 /// [`store::conformance`](tower_offload::store). What is written is as durable as that Redis is.
 #[derive(Clone)]
 pub struct RedisStore {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 pub(crate) struct Inner {
@@ -40,7 +41,7 @@ pub(crate) struct Inner {
     pub(crate) keys: Keys,
     pub(crate) scripts: Scripts,
     pub(crate) node: Node,
-    waiters: Arc<Waiters>,
+    pub(crate) waiters: Arc<Waiters>,
     timeout: Duration,
 }
 
@@ -127,6 +128,26 @@ impl Store for RedisStore {
     fn usage(&self) -> StoreFuture<Vec<Usage>> {
         self.call(|inner| async move { inner.usage().await })
     }
+
+    fn keeps_requests(&self) -> bool {
+        true
+    }
+
+    fn enqueue(&self, record: Record, request: Bytes, _: usize) -> StoreFuture<Inserted> {
+        self.call(|inner| async move { inner.enqueue(&record, &request).await })
+    }
+
+    fn take(&self, policy: Arc<str>) -> StoreFuture<Option<(Record, Bytes)>> {
+        let store = self.clone();
+        StoreFuture::new(async move { store.take_for(policy).await })
+    }
+
+    fn arrival(&self) -> StoreFuture<()> {
+        self.call(|inner| async move {
+            inner.arrival().await;
+            Ok(())
+        })
+    }
 }
 
 impl Inner {
@@ -142,7 +163,7 @@ impl Inner {
     }
 
     /// The same for one that is to be in the replicas before anybody is told.
-    async fn run_replicated(
+    pub(crate) async fn run_replicated(
         &self,
         script: &ScriptInvocation<'_>,
         what: &'static str,
@@ -197,31 +218,26 @@ impl Inner {
         let mut call = self.scripts.insert.prepare_invoke();
         call.key(self.keys.job(id)).key(self.keys.index(partition));
         call.key(self.keys.counts(partition)).key(self.keys.fences(partition));
-        if let Some(claim) = record.claim() {
-            if claim.key().partition() != partition {
-                let message = "the job's id is not of its claim's partition";
-                return Err(Error::new(ErrorKind::StoreUnavailable, message));
-            }
-            call.key(self.keys.claim(claim.key()));
+        if let Some(claim) = self.claim_of(record)? {
+            call.key(claim);
         }
         call.arg(id.to_string()).arg(&*self.node.id());
         call.arg(fields::member(record, "policy")?).arg(fields::of(record)?);
         let answer = read::<Vec<Value>>(self.run_replicated(&call, "cannot keep a job").await?)?;
         match answer.as_slice() {
-            [] => Ok(Some(Inserted::New)),
             [refused] if read::<String>(refused.clone())? == "fenced" => Ok(None),
-            [_known] => {
-                let message = "a job with this id is there already";
+            answer => inserted(answer).map(Some),
+        }
+    }
+
+    /// The key of the job's claim, if it has one.
+    pub(crate) fn claim_of(&self, record: &Record) -> Result<Option<String>, Error> {
+        match record.claim() {
+            Some(claim) if claim.key().partition() != record.id().partition() => {
+                let message = "the job's id is not of its claim's partition";
                 Err(Error::new(ErrorKind::StoreUnavailable, message))
             }
-            [holder, hash, ..] => {
-                let holder = read::<String>(holder.clone())?.parse()?;
-                let record = fields::record(holder, hash)?;
-                record
-                    .map(Inserted::Claimed)
-                    .map(Some)
-                    .ok_or_else(|| corrupt("a claim is nobody's"))
-            }
+            claim => Ok(claim.map(|claim| self.keys.claim(claim.key()))),
         }
     }
 
@@ -239,7 +255,7 @@ impl Inner {
         call.key(self.keys.index(id.partition())).key(self.keys.counts(id.partition()));
     }
 
-    async fn read(&self, id: JobId) -> Result<Option<Record>, Error> {
+    pub(crate) async fn read(&self, id: JobId) -> Result<Option<Record>, Error> {
         let mut command = redis::cmd("HGETALL");
         command.arg(self.keys.job(id));
         let hash = self.ask(&command, "cannot read a job").await?;

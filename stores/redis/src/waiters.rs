@@ -14,10 +14,14 @@ use redis::{PushInfo, PushKind, Value};
 use tokio::sync::Notify;
 use tower_offload::{JobId, store::Interest};
 
+use crate::queue::Arrivals;
+
 /// Those who wait, by job.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     jobs: Mutex<HashMap<JobId, Vec<Arc<Waiter>>>>,
+    /// Durable jobs that have come.
+    pub(crate) arrivals: Arrivals,
 }
 
 #[derive(Debug)]
@@ -68,7 +72,11 @@ impl Waiters {
             // What was told since is not known: everybody looks.
             PushKind::Disconnection => self.wake_all(),
             PushKind::Message | PushKind::SMessage => {
-                if let Some((id, versions)) = push.data.last().and_then(parse) {
+                let Some(Value::BulkString(message)) = push.data.last() else { return };
+                let Ok(message) = std::str::from_utf8(message) else { return };
+                if let Some(arrival) = message.strip_prefix('+') {
+                    self.arrivals.told(arrival);
+                } else if let Some((id, versions)) = parse(message) {
                     self.tell(id, versions);
                 }
             }
@@ -125,9 +133,8 @@ impl Drop for Waiting {
 }
 
 /// `ID VERSION STATUS_VERSION`, or `ID` of a job that is gone.
-fn parse(message: &Value) -> Option<(JobId, Option<Versions>)> {
-    let Value::BulkString(bytes) = message else { return None };
-    let mut words = std::str::from_utf8(bytes).ok()?.split(' ');
+fn parse(message: &str) -> Option<(JobId, Option<Versions>)> {
+    let mut words = message.split(' ');
     let id = words.next()?.parse().ok()?;
     let Some(version) = words.next() else { return Some((id, None)) };
     let versions =

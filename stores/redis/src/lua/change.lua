@@ -1,12 +1,13 @@
 -- Applies a change to a job, if its status allows it: the table of transitions that is drawn in
 -- tower-offload (src/job/record.rs).
 -- KEYS: job, outcome, index, counts, fences, and where chunks of an outcome were put, if they were.
--- ARGV: the job's id, the command and channel to tell of it, the change, and what it brings:
+-- ARGV: the job's id, the command and channel to tell of it, the node that changes it, the change, and
+-- what it brings:
 --   start; progress, PROGRESS; response, STATUS, HTTP STATUS, BYTES, OUTCOME or nothing;
 --   failure, FAILURE; cancel; remove.
 -- Gives {} if there is no such job, or {whether it was applied, record}.
 local key, outcome, index, counts, fences, chunks = unpack(KEYS)
-local id, change = ARGV[1], ARGV[4]
+local id, node, change = ARGV[1], ARGV[4], ARGV[5]
 local how = {command = ARGV[2], channel = ARGV[3]}
 local job = load(key)
 if not job then
@@ -15,10 +16,13 @@ end
 
 -- Its node was taken for dead, and its jobs are ended one after the other; this one's turn is now.
 if job.open and job.node and is_fenced(fences, job.node) then
-  set(job, 's', 'failed')
-  set(job, 'f', 'node_lost')
-  local record = finish(job, id, index, how)
-  return {0, record}
+  return {0, lose(job, id, index, how, 'node_lost', backoff(job.attempt))}
+end
+
+-- A durable job may be another node's by now: what this one has to say of it comes too late.
+local is_its_nodes = change ~= 'cancel' and change ~= 'remove'
+if is_its_nodes and job.attempts > 0 and job.node ~= node then
+  return {0, redis.call('HGETALL', key)}
 end
 
 local allowed = job.open
@@ -38,19 +42,21 @@ if change == 'response' then
   if chunks then
     redis.call('RENAME', chunks, outcome)
   else
-    redis.call('SET', outcome, ARGV[8])
+    redis.call('SET', outcome, ARGV[9])
   end
-  job.bytes = ARGV[7]
+  job.bytes = ARGV[8]
   redis.call('HINCRBY', counts, 'b' .. job.policy, job.bytes)
-  set(job, 's', ARGV[5])
-  set(job, 'h', ARGV[6])
+  set(job, 's', ARGV[6])
+  set(job, 'h', ARGV[7])
   set(job, 'n', job.bytes)
   local record, expires = finish(job, id, index, how)
   redis.call('PEXPIREAT', outcome, expires)
   return {1, record}
+elseif change == 'failure' and ARGV[6] == 'interrupted' then
+  return {1, lose(job, id, index, how, ARGV[6], 0)}
 elseif change == 'failure' then
   set(job, 's', 'failed')
-  set(job, 'f', ARGV[5])
+  set(job, 'f', ARGV[6])
   local record = finish(job, id, index, how)
   return {1, record}
 elseif change == 'cancel' then
@@ -63,7 +69,7 @@ if change == 'start' then
   set(job, 's', 'running')
   set(job, 'b', time(job))
 elseif change == 'progress' then
-  set(job, 'g', ARGV[5])
+  set(job, 'g', ARGV[6])
 elseif change == 'remove' then
   set(job, 'x', 'true')
   redis.call('DEL', outcome)

@@ -64,7 +64,7 @@ end
 
 -- What a change has to know of a job, if it is there.
 local function load(job)
-  local found = redis.call('HMGET', job, 's', 'v', 'b', 'c', 't', 'x', 'k', 'p', 'n', 'y')
+  local found = redis.call('HMGET', job, 's', 'v', 'b', 'c', 't', 'x', 'k', 'p', 'n', 'y', 'a', 'm')
   if not found[1] then
     return nil
   end
@@ -74,6 +74,8 @@ local function load(job)
     version = tonumber(found[2]), since = found[3] or found[4], ttl = found[5],
     removed = found[6], claim = found[7], policy = found[8] or '', bytes = found[9] or '0',
     node = found[10], fields = {},
+    -- Of a durable job: how often it was begun, and may be.
+    attempt = tonumber(found[11] or '0'), attempts = tonumber(found[12] or '0'),
   }
 end
 
@@ -106,6 +108,25 @@ local function tell(how, id, version, status_version)
   redis.call(how.command, how.channel, id .. (version and (' ' .. version .. ' ' .. status_version) or ''))
 end
 
+-- Of durable jobs: the ids of those that wait, by when they are due; a job's request; and those that
+-- were given up, by when they expire.
+local function queue(job, policy)
+  return base(job) .. 'q:' .. policy
+end
+
+local function request(job, id)
+  return base(job) .. 'b:' .. id
+end
+
+local function given_up(job)
+  return base(job) .. 'd'
+end
+
+-- Tells whoever takes durable jobs that there is one of this policy. The partition is in the tag.
+local function tell_arrival(how, job, policy)
+  redis.call(how.command, how.channel, '+' .. string.match(job, ':(%d+)}') .. ' ' .. policy)
+end
+
 -- Ends an open job with the fields that were set, lets it expire, and gives its record.
 local function finish(job, id, index, how)
   local at = time(job)
@@ -116,8 +137,17 @@ local function finish(job, id, index, how)
   if job.node then
     redis.call('SREM', runs(job.key, job.node), id)
   end
+  if job.attempts > 0 then
+    redis.call('ZREM', queue(job.key, job.policy), id)
+    if job.is_given_up then
+      redis.call('PEXPIREAT', request(job.key, id), expires)
+      redis.call('ZADD', given_up(job.key), expires, id)
+    else
+      redis.call('DEL', request(job.key, id))
+    end
+  end
   local claim = job.claim and base(job.key) .. 'c:' .. job.claim
-  if claim and job.queued then
+  if claim and job.queued and job.attempt == 0 then
     -- Nothing of the handler has run: under the same key the request may be sent again.
     redis.call('DEL', claim)
     redis.call('HDEL', job.key, 'k', 'q')
@@ -129,4 +159,32 @@ local function finish(job, id, index, how)
   redis.call('PEXPIREAT', job.key, expires)
   tell(how, id, job.version, job.version)
   return record, expires
+end
+
+-- What becomes of a job whose process failed it: a durable one is queued again while it has attempts
+-- left, after so many milliseconds; any other has failed for this reason. Gives its record.
+local function lose(job, id, index, how, reason, delay)
+  if not job.running or job.attempt >= job.attempts then
+    job.is_given_up = job.attempts > 0
+    set(job, 's', 'failed')
+    set(job, 'f', reason)
+    return (finish(job, id, index, how))
+  end
+  set(job, 's', 'queued')
+  count(job)
+  redis.call('SREM', runs(job.key, job.node), id)
+  redis.call('HDEL', job.key, 'b', 'y')
+  redis.call('HSET', job.key, unpack(job.fields))
+  redis.call('ZADD', queue(job.key, job.policy), clock() + delay, id)
+  tell(how, id, job.version, job.version)
+  if delay == 0 then
+    tell_arrival(how, job.key, job.policy)
+  end
+  return redis.call('HGETALL', job.key)
+end
+
+-- How long a job waits whose process was lost in this attempt: a second, then twice as long each time,
+-- at most five minutes, so that one which takes its process with it does not do so again at once.
+local function backoff(attempt)
+  return math.min(1000 * 2 ^ (attempt - 1), 300000)
 end

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Ends jobs of a node that was taken for dead, some at a time.
+-- Ends jobs of a node, or queues them again, that was taken for dead, some at a time.
 -- KEYS: the ids of those that run there, index, counts, fences. ARGV: the node, how jobs' keys begin, the
 -- command and channel to tell of it. Gives how many were taken on, and those that were ended.
 local running, index, counts, fences = unpack(KEYS)
@@ -13,9 +13,7 @@ local ids, ended = redis.call('SPOP', running, 100), {}
 for _, id in ipairs(ids) do
   local job = load(jobs .. id)
   if job and job.open and job.node == node then
-    set(job, 's', 'failed')
-    set(job, 'f', 'node_lost')
-    finish(job, id, index, how)
+    lose(job, id, index, how, 'node_lost', backoff(job.attempt))
     ended[#ended + 1] = id
   end
 end

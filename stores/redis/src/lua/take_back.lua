@@ -13,7 +13,10 @@ end
 if job.node then
   redis.call('SREM', runs(key, job.node), id)
 end
-redis.call('DEL', key, outcome)
+if job.attempts > 0 then
+  redis.call('ZREM', queue(key, job.policy), id)
+end
+redis.call('DEL', key, outcome, request(key, id))
 redis.call('ZREM', index, entry(id, job.policy, job.bytes))
 uncount(counts, job.policy, job.bytes)
 tell({command = ARGV[2], channel = ARGV[3]}, id)

@@ -6,9 +6,12 @@ pub mod proxy;
 
 use std::{
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,9 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A `redis-server`.
 pub struct Server {
-    child: Child,
+    child: Mutex<Child>,
     pub port: u16,
     dir: PathBuf,
+    arguments: Vec<String>,
 }
 
 impl Server {
@@ -27,17 +31,21 @@ impl Server {
     pub fn start(arguments: &[&str]) -> Self {
         let port = free_port();
         let dir = fresh_dir();
-        let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--dir"])
-            .arg(&dir)
-            .args(arguments)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server: install Debian's package of this name");
-        let server = Self { child, port, dir };
+        let arguments: Vec<_> = arguments.iter().map(|text| (*text).to_owned()).collect();
+        let child = Mutex::new(spawn(port, &dir, &arguments));
+        let server = Self { child, port, dir, arguments };
         server.answers();
         server
+    }
+
+    /// Kills it, and starts it again with what it has on its disk.
+    pub fn restart(&self) {
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+        *child = spawn(self.port, &self.dir, &self.arguments);
+        drop(child);
+        self.answers();
     }
 
     pub fn url(&self) -> String {
@@ -64,7 +72,7 @@ impl Server {
     }
 
     fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
+        let id = self.child.lock().unwrap().id().to_string();
         assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
     }
 
@@ -78,10 +86,22 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let child = self.child.get_mut().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+fn spawn(port: u16, dir: &Path, arguments: &[String]) -> Child {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+        .args(["--save", "", "--dir"])
+        .arg(dir)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis-server: install Debian's package of this name")
 }
 
 /// A cluster of three primaries.

@@ -1,0 +1,26 @@
+#!lua
+-- Keeps a durable job, its request and its claim, or gives the job that has the claim.
+-- KEYS: job, index, counts, and the claim if there is one.
+-- ARGV: the job's id, the command and channel to tell of it, its policy, its request, then the record's
+-- fields and values.
+-- Gives {} if it is kept, {'known'} if its id is, or {id, record} of the job with the claim.
+local job, index, counts, claim = unpack(KEYS)
+local id, how, policy = ARGV[1], {command = ARGV[2], channel = ARGV[3]}, ARGV[4]
+sweep(index, counts, 8)
+if redis.call('EXISTS', job) == 1 then
+  return {'known'}
+end
+if claim then
+  local holder = redis.call('GET', claim)
+  local record = holder and redis.call('HGETALL', base(job) .. 'j:' .. holder) or {}
+  if #record > 0 then
+    return {holder, record}
+  end
+  redis.call('SET', claim, id)
+end
+redis.call('HSET', job, unpack(ARGV, 6))
+redis.call('SET', request(job, id), ARGV[5])
+redis.call('ZADD', queue(job, policy), clock(), id)
+redis.call('HINCRBY', counts, 'j' .. policy, 1)
+tell_arrival(how, job, policy)
+return {}

@@ -1,0 +1,282 @@
+//! Durable jobs: those that wait with their requests, in each partition by when they are due.
+//!
+//! A sorted set by due time, since a queue has to know order of arrival, places, delays and removal;
+//! a stream knows the first of these alone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use redis::Value;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, sleep},
+};
+use tower_offload::{Change, End, Error, ErrorKind, Failure, JobId, Record, store::Inserted};
+
+use crate::{
+    RedisStore,
+    error::corrupt,
+    fields::{self, read},
+    store::Inner,
+};
+
+/// So often all partitions are looked at, for what is due by now and what nobody was told of.
+const SCAN: Duration = Duration::from_secs(1);
+
+/// Before a call is made again whose answer was lost.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Where there may be something to take.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals {
+    policies: Mutex<BTreeMap<String, Hints>>,
+    arrived: Notify,
+    /// Where to begin: another partition each time, so that none is served before all others.
+    turn: AtomicU8,
+}
+
+#[derive(Debug, Default)]
+struct Hints {
+    partitions: BTreeSet<u8>,
+    scanned: Option<Instant>,
+}
+
+impl Arrivals {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Hints>> {
+        // Nothing that can panic runs under the lock.
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `PARTITION POLICY`
+    pub(crate) fn told(&self, message: &str) {
+        let Some((partition, policy)) = message.split_once(' ') else { return };
+        let Ok(partition) = partition.parse::<u8>() else { return };
+        // Of policies that nobody here serves, nothing is remembered.
+        if let Some(hints) = self.lock().get_mut(policy) {
+            hints.partitions.insert(partition % JobId::PARTITIONS);
+        }
+        self.arrived.notify_waiters();
+    }
+
+    /// A partition to look into for a job of this policy.
+    fn next(&self, policy: &str) -> Option<u8> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % JobId::PARTITIONS;
+        let mut policies = self.lock();
+        let hints = policies.entry(policy.to_owned()).or_default();
+        if hints.partitions.is_empty() && hints.scanned.is_none_or(|at| at.elapsed() >= SCAN) {
+            hints.scanned = Some(Instant::now());
+            hints.partitions = (0..JobId::PARTITIONS).collect();
+        }
+        let next = hints.partitions.range(turn..).next().or_else(|| hints.partitions.first())?;
+        let next = *next;
+        // Before it is looked at, so that what comes then is not missed.
+        hints.partitions.remove(&next);
+        Some(next)
+    }
+
+    /// There may be more where one was found.
+    fn found(&self, policy: &str, partition: u8) {
+        if let Some(hints) = self.lock().get_mut(policy) {
+            hints.partitions.insert(partition);
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) async fn enqueue(
+        &self,
+        record: &Record,
+        request: &Bytes,
+    ) -> Result<Inserted, Error> {
+        let (id, partition) = (record.id(), record.id().partition());
+        let mut call = self.scripts.enqueue.prepare_invoke();
+        call.key(self.keys.job(id)).key(self.keys.index(partition));
+        call.key(self.keys.counts(partition));
+        if let Some(claim) = self.claim_of(record)? {
+            call.key(claim);
+        }
+        call.arg(id.to_string()).arg(self.connection.publish());
+        call.arg(self.keys.channel(partition)).arg(fields::member(record, "policy")?);
+        call.arg(&request[..]).arg(fields::of(record)?);
+        let answer = read::<Vec<Value>>(self.run_replicated(&call, "cannot keep a job").await?)?;
+        inserted(&answer)
+    }
+
+    pub(crate) async fn arrival(&self) {
+        self.waiters.arrivals.arrived.notified().await;
+    }
+
+    /// Looks where there may be something, until something is found.
+    async fn take(&self, policy: &str) -> Result<Option<(Record, Bytes)>, Error> {
+        let arrivals = &self.waiters.arrivals;
+        while let Some(partition) = arrivals.next(policy) {
+            if let Some(taken) = self.take_from(partition, policy).await? {
+                arrivals.found(policy, partition);
+                return Ok(Some(taken));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes the same call until its answer is there: a job whose answer is lost is running, and nobody
+    /// would run it.
+    async fn take_from(
+        &self,
+        partition: u8,
+        policy: &str,
+    ) -> Result<Option<(Record, Bytes)>, Error> {
+        let this = JobId::random()?;
+        loop {
+            let mut call = self.scripts.take.prepare_invoke();
+            call.key(self.keys.queue(partition, policy)).key(self.keys.fences(partition));
+            call.key(self.keys.taken(partition, this));
+            call.arg(&*self.node.id()).arg(self.keys.jobs(partition));
+            call.arg(self.connection.publish()).arg(self.keys.channel(partition));
+            match self.run(&call, "cannot take a job").await {
+                Ok(answer) => match taken(&read::<Vec<Value>>(answer)?)? {
+                    Taken::Nothing => return Ok(None),
+                    Taken::Job(record, request) => return Ok(Some((*record, request))),
+                    Taken::Fenced => drop(self.renew().await?),
+                },
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot take a job, trying again"
+                    );
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn given_up(&self, most: usize) -> Result<Vec<Record>, Error> {
+        let mut records = Vec::new();
+        for partition in 0..JobId::PARTITIONS {
+            let left = most - records.len();
+            if left == 0 {
+                break;
+            }
+            let mut call = self.scripts.given_up.prepare_invoke();
+            call.key(self.keys.given_up(partition)).arg(self.keys.jobs(partition)).arg(left);
+            let answer = self.run(&call, "cannot read the jobs that were given up").await?;
+            for pair in read::<Vec<Value>>(answer)?.chunks_exact(2) {
+                let id = read::<String>(pair[0].clone())?.parse()?;
+                records.extend(fields::record(id, &pair[1])?);
+            }
+        }
+        Ok(records)
+    }
+
+    async fn send_again(&self, id: JobId) -> Result<Option<JobId>, Error> {
+        let Some(record) = self.read(id).await? else { return Ok(None) };
+        let mut command = redis::cmd("GET");
+        command.arg(self.keys.request(id));
+        let request = match self.ask(&command, "cannot read a request").await? {
+            Value::BulkString(bytes) if record.status().is_end() => Bytes::from(bytes),
+            _ => return Ok(None),
+        };
+        let (next, now) = (JobId::random()?, std::time::SystemTime::now());
+        let mut again = Record::queued(next, now, record.ttl());
+        again = again.with_attempts(record.max_attempts().unwrap_or(1));
+        if let Some(policy) = record.policy() {
+            again = again.with_policy(Arc::clone(policy));
+        }
+        if let Some(owner) = record.owner() {
+            again = again.with_owner(*owner);
+        }
+        self.enqueue(&again, &request).await?;
+        // Only now: should this fail, it is in the list once more, and not lost.
+        let mut command = redis::cmd("ZREM");
+        command.arg(self.keys.given_up(id.partition())).arg(id.to_string());
+        self.ask(&command, "cannot take a job from the list").await?;
+        let mut command = redis::cmd("DEL");
+        command.arg(self.keys.request(id));
+        self.ask(&command, "cannot drop a request").await?;
+        Ok(Some(next))
+    }
+}
+
+impl RedisStore {
+    /// The [durable](tower_offload::Policy::durable) jobs that were given up, at most so many: each of
+    /// their attempts has lost its process. They are kept, with their requests, until they expire.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn given_up(&self, most: usize) -> Result<Vec<Record>, Error> {
+        self.inner.given_up(most).await
+    }
+
+    /// Sends the request of a durable job that was [given up](Self::given_up) once more, as a new job
+    /// of the same policy and owner, with all its attempts; the old one stays as it ended. `None` if
+    /// there is no such job, or its request is not kept any more.
+    ///
+    /// # Errors
+    /// If Redis does not answer; it may have been sent then.
+    pub async fn send_again(&self, id: JobId) -> Result<Option<JobId>, Error> {
+        self.inner.send_again(id).await
+    }
+
+    /// Takes a job, in a task of its own: whoever wanted it may go before the answer is there, and then
+    /// the job goes back.
+    pub(crate) async fn take_for(
+        &self,
+        policy: Arc<str>,
+    ) -> Result<Option<(Record, Bytes)>, Error> {
+        let (sender, answer) = oneshot::channel();
+        let inner = Arc::clone(&self.inner);
+        tokio::spawn(async move {
+            let taken = inner.take(&policy).await;
+            if let Err(Ok(Some((record, _)))) = sender.send(taken) {
+                let back = Change::Finish(End::Failure(Failure::Interrupted));
+                while inner.change(record.id(), back.clone()).await.is_err() {
+                    sleep(AGAIN).await;
+                }
+            }
+        });
+        let lost = |error| Error::new(ErrorKind::StoreUnavailable, "cut off").with_source(error);
+        answer.await.map_err(lost)?
+    }
+}
+
+enum Taken {
+    Nothing,
+    Fenced,
+    Job(Box<Record>, Bytes),
+}
+
+fn taken(answer: &[Value]) -> Result<Taken, Error> {
+    match answer {
+        [] => Ok(Taken::Nothing),
+        [_fenced] => Ok(Taken::Fenced),
+        [id, hash, rest @ ..] => {
+            let id = read::<String>(id.clone())?.parse()?;
+            let record = fields::record(id, hash)?.ok_or_else(|| corrupt("an empty record"))?;
+            let request = rest.first().cloned().unwrap_or(Value::Nil);
+            let request = read::<Option<Vec<u8>>>(request)?.unwrap_or_default();
+            Ok(Taken::Job(Box::new(record), request.into()))
+        }
+    }
+}
+
+/// What a script says of an insertion.
+pub(crate) fn inserted(answer: &[Value]) -> Result<Inserted, Error> {
+    match answer {
+        [] => Ok(Inserted::New),
+        [_known] => {
+            let message = "a job with this id is there already";
+            Err(Error::new(ErrorKind::StoreUnavailable, message))
+        }
+        [holder, hash, ..] => {
+            let holder = read::<String>(holder.clone())?.parse()?;
+            let record = fields::record(holder, hash)?;
+            record.map(Inserted::Claimed).ok_or_else(|| corrupt("a claim is nobody's"))
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Durable routes: jobs that outlive the process which accepted them, and the one that ran them.
+
+mod support;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::Path, routing::post};
+use http::{HeaderValue, Request, Response, header, request::Parts};
+use support::{Cluster, Server, app, fresh_prefix, proxy::Proxy};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
+use tower::ServiceExt;
+use tower_offload::{ErrorKind, Failure, Job, Offload, Policies, Policy, Status, Store};
+use tower_offload_redis::{Builder, RedisStore};
+
+const LEASE: Duration = Duration::from_secs(1);
+
+/// What a node's handlers do, and what they have seen.
+#[derive(Clone, Default)]
+struct Hands {
+    open: Arc<Notify>,
+    begun: Arc<AtomicUsize>,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+/// A node: an app and its desk. Dropped, its durable jobs are served by it no more.
+struct Node {
+    app: Router,
+    offload: Offload,
+    store: RedisStore,
+}
+
+impl Node {
+    /// One that accepts, and serves where it is told to.
+    async fn start(builder: Builder, hands: &Hands, serves: bool) -> Self {
+        Self::with(builder, hands, serves, Policy::always().durable().name("work")).await
+    }
+
+    async fn with(builder: Builder, hands: &Hands, serves: bool, policy: Policy) -> Self {
+        let store = builder.connect().await.unwrap();
+        let offload = Offload::builder("/jobs")
+            .store(store.clone())
+            .restore(|head: &mut Parts| {
+                head.headers.insert("x-restored", HeaderValue::from_static("yes"));
+            })
+            .build()
+            .unwrap();
+        let hands = hands.clone();
+        let work =
+            post(move |job: Job, Path(name): Path<String>, request: Request<Body>| async move {
+                hands.begun.fetch_add(1, SeqCst);
+                let (head, body) = request.into_parts();
+                let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+                let header = |name| head.headers.get(name).map(|value| value.to_str().unwrap());
+                hands.seen.lock().unwrap().push(format!(
+                    "{name} {} {:?} {:?} {:?} {}",
+                    head.uri,
+                    header("x-kept"),
+                    header("authorization"),
+                    header("x-restored"),
+                    body.len()
+                ));
+                if name == "gated" {
+                    hands.open.notified().await;
+                }
+                assert_ne!(name, "panics");
+                format!("attempt {}", job.attempt())
+            });
+        let policies = Policies::otherwise(Policy::never()).at("/charges/{name}", policy);
+        let app = Router::new()
+            .route("/charges/{name}", work)
+            .layer(offload.layer(policies))
+            .nest_service("/jobs", offload.status());
+        if serves {
+            offload.serve_durable::<_, Body, _>(app.clone());
+        }
+        Self { app, offload, store }
+    }
+
+    async fn accepted(&self, path: &str) -> String {
+        let request = Request::post(path)
+            .header("x-kept", "kept")
+            .header("authorization", "Bearer secret")
+            .body(Body::from(vec![b'x'; 1000]))
+            .unwrap();
+        let answer = self.app.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), 202);
+        answer.headers()[header::LOCATION].to_str().unwrap().to_owned()
+    }
+
+    async fn result(&self, job: &str) -> Response<String> {
+        app::ended(&self.app, job).await;
+        app::send(&self.app, "GET", &format!("{job}/result")).await
+    }
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What comes of `future`, while handlers are let go on: one that is dropped just now may take a word
+/// that was for another.
+async fn released<T>(hands: &Hands, future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    loop {
+        tokio::select! {
+            value = &mut future => return value,
+            () = sleep(Duration::from_millis(20)) => hands.open.notify_one(),
+        }
+    }
+}
+
+async fn a_job_is_run_by_whoever_serves(builder: Builder) {
+    let (builder, hands) = (builder.prefix(fresh_prefix()), Hands::default());
+    let accepts = Node::start(builder.clone(), &hands, false).await;
+    let job = accepts.accepted("/charges/a?b=c").await;
+    let document = app::poll(&accepts.app, &job).await;
+    assert_eq!((&document["status"], &document["attempt"]), (&"queued".into(), &0.into()));
+    let serves = Node::start(builder, &hands, true).await;
+    let result = serves.result(&job).await;
+    assert_eq!((result.status().as_u16(), &**result.body()), (200, "attempt 1"));
+    let seen = hands.seen.lock().unwrap().clone();
+    assert_eq!(seen, [r#"a /charges/a?b=c Some("kept") None Some("yes") 1000"#]);
+    // By now whoever serves is told of what comes.
+    for number in 0..50 {
+        let begun = Instant::now();
+        let job = accepts.accepted(&format!("/charges/{number}")).await;
+        assert_eq!(accepts.result(&job).await.body(), "attempt 1");
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+    assert_eq!(hands.begun.load(SeqCst), 51);
+}
+
+#[tokio::test]
+async fn a_job_is_run_by_whoever_serves_on_a_server() {
+    let server = Server::start(&[]);
+    a_job_is_run_by_whoever_serves(RedisStore::builder(server.url())).await;
+    for kind in ["b", "q", "r", "d"] {
+        assert_eq!(server.cli(&["keys", &format!("*:{kind}:*")]).trim(), "", "left: {kind}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_run_by_whoever_serves_on_a_cluster() {
+    let cluster = Cluster::start();
+    a_job_is_run_by_whoever_serves(RedisStore::cluster(cluster.urls())).await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_cut_off_ends_nothing_that_another_has_taken_over() {
+    let server = Server::start(&[]);
+    let (prefix, proxy) = (fresh_prefix(), Proxy::start(server.port).await);
+    let builder = |url| RedisStore::builder(url).prefix(prefix.clone()).lease(LEASE);
+    let (cut_off, takes_over) = (Hands::default(), Hands::default());
+    let late = Node::start(builder(proxy.url()), &cut_off, true).await;
+    let watches = Node::start(builder(server.url()), &takes_over, false).await;
+    let job = watches.accepted("/charges/gated").await;
+    until("it is begun", || cut_off.begun.load(SeqCst) == 1).await;
+    proxy.cut();
+    let other = Node::start(builder(server.url()), &takes_over, true).await;
+    until("another begins it", || takes_over.begun.load(SeqCst) == 1).await;
+    // The first comes to its end as well, and is heard again.
+    cut_off.open.notify_one();
+    sleep(LEASE).await;
+    proxy.mend();
+    sleep(LEASE * 2).await;
+    let document = app::poll(&other.app, &job).await;
+    assert_eq!((&document["status"], &document["attempt"]), (&"running".into(), &2.into()));
+    takes_over.open.notify_one();
+    assert_eq!(other.result(&job).await.body(), "attempt 2");
+    drop(late);
+}
+
+#[tokio::test]
+async fn at_a_drains_deadline_a_job_goes_to_another_node() {
+    let server = Server::start(&[]);
+    let hands = Hands::default();
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix());
+    let first = Node::start(builder.clone(), &hands, true).await;
+    let job = first.accepted("/charges/gated").await;
+    until("it is begun", || hands.begun.load(SeqCst) == 1).await;
+    first.offload.drain(Duration::from_millis(50)).await;
+    let document = app::poll(&first.app, &job).await;
+    assert_eq!((&document["status"], &document["attempt"]), (&"queued".into(), &1.into()));
+    // Who drains takes nothing more.
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(hands.begun.load(SeqCst), 1);
+    let second = Node::start(builder, &hands, true).await;
+    until("another begins it", || hands.begun.load(SeqCst) == 2).await;
+    assert_eq!(released(&hands, second.result(&job)).await.body(), "attempt 2");
+}
+
+#[tokio::test]
+async fn what_was_tried_often_enough_is_given_up_and_can_be_sent_again() {
+    let server = Server::start(&[]);
+    let hands = Hands::default();
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix());
+    let policy = || Policy::always().max_attempts(2).name("work");
+    let mut node = Node::with(builder.clone(), &hands, true, policy()).await;
+    let job = node.accepted("/charges/gated").await;
+    for attempt in 1..=2 {
+        until("it is begun", || hands.begun.load(SeqCst) == attempt).await;
+        node.offload.drain(Duration::ZERO).await;
+        node = Node::with(builder.clone(), &hands, true, policy()).await;
+    }
+    let document = app::ended(&node.app, &job).await;
+    assert_eq!(document["error"]["type"], "urn:tower-offload:problem:interrupted");
+    let given_up = node.store.given_up(10).await.unwrap();
+    assert_eq!(given_up.len(), 1);
+    assert_eq!(
+        (given_up[0].status(), given_up[0].failure()),
+        (Status::Failed, Some(Failure::Interrupted))
+    );
+    let next = node.store.send_again(given_up[0].id()).await.unwrap().unwrap();
+    assert_eq!(node.store.given_up(10).await.unwrap().len(), 0);
+    assert_eq!(node.store.send_again(given_up[0].id()).await.unwrap(), None);
+    until("it is begun", || hands.begun.load(SeqCst) == 3).await;
+    let result = released(&hands, node.result(&format!("/jobs/{next}"))).await;
+    assert_eq!(result.body(), "attempt 1");
+}
+
+#[tokio::test]
+async fn a_panic_is_an_end_and_a_cancel_is_one_before_and_after_the_start() {
+    let server = Server::start(&[]);
+    let hands = Hands::default();
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix());
+    let accepts = Node::start(builder.clone(), &hands, false).await;
+    let canceled = accepts.accepted("/charges/a").await;
+    assert!(app::send(&accepts.app, "DELETE", &canceled).await.status().is_success());
+    let panics = accepts.accepted("/charges/panics").await;
+    let runs = accepts.accepted("/charges/gated").await;
+    let _serves = Node::start(builder, &hands, true).await;
+    let document = app::ended(&accepts.app, &panics).await;
+    assert_eq!(document["error"]["type"], "urn:tower-offload:problem:panicked");
+    until("both are begun", || hands.begun.load(SeqCst) == 2).await;
+    assert!(app::send(&accepts.app, "DELETE", &runs).await.status().is_success());
+    assert_eq!(app::ended(&accepts.app, &runs).await["status"], "canceled");
+    assert_eq!(app::ended(&accepts.app, &canceled).await["status"], "canceled");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(hands.begun.load(SeqCst), 2, "what was canceled is not begun");
+}
+
+#[tokio::test]
+async fn a_node_runs_so_many_at_once() {
+    let server = Server::start(&[]);
+    let hands = Hands::default();
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix());
+    let policy = Policy::always().durable().name("work").concurrency(2);
+    let node = Node::with(builder, &hands, true, policy).await;
+    let mut jobs = Vec::new();
+    for _ in 0..6 {
+        jobs.push(node.accepted("/charges/gated").await);
+    }
+    for ended in 0..6 {
+        until("two run", || hands.begun.load(SeqCst) == (ended + 2).min(6)).await;
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(hands.begun.load(SeqCst), (ended + 2).min(6));
+        hands.open.notify_one();
+    }
+    for job in jobs {
+        assert_eq!(node.result(&job).await.status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn policies_that_cannot_work_are_refused() {
+    let server = Server::start(&[]);
+    let store = RedisStore::connect(server.url()).await.unwrap();
+    assert!(store.keeps_requests());
+    let offload = Offload::builder("/jobs").store(store).build().unwrap();
+    let durable = || Policy::always().durable().name("work");
+    let table = |policy| Policies::otherwise(Policy::never()).at("/work", policy);
+    let refused = |offload: &Offload, policies: Policies, why: &str| {
+        let error = offload.try_layer(policies).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    refused(&offload, durable().into(), "table");
+    refused(&offload, table(Policy::always().durable()), "name");
+    refused(&offload, table(durable().queue(3)), "queue");
+    refused(&offload, table(Policy::after(LEASE).durable().name("work")), "always");
+    refused(&offload, table(durable()).at("/other", durable()), "same name");
+    refused(&Offload::new("/jobs"), table(durable()), "keeps requests");
+    let _first = offload.layer(table(durable()));
+    refused(&offload, table(durable()), "same name");
+}
