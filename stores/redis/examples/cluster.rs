@@ -1,5 +1,5 @@
-//! Two nodes of an app behind a balancer, with one Redis: any of them answers for every job, and when one
-//! is killed, the other tells so.
+//! Two nodes of an app behind a balancer, with one Redis: any of them answers for every job. When one
+//! is killed, the other tells so, or takes the job over where its route is durable.
 //!
 //! `cargo run -p tower-offload-redis --example cluster`, with a `redis-server` of its own, or with the one
 //! in `REDIS_URL`. Each node is a process; README.md has a session.
@@ -11,13 +11,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::Query, routing::post};
+use axum::{Router, body::Body, extract::Query, routing::post};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     process::{Child, Command},
 };
-use tower_offload::{BoxError, Job, Offload, Policy};
+use tower_offload::{BoxError, Job, Offload, Policies, Policy};
 use tower_offload_redis::RedisStore;
 
 const PROXY: &str = "127.0.0.1:3000";
@@ -48,13 +48,27 @@ async fn work(job: Job, Query(work): Query<Work>) -> String {
     format!("worked for {} s in process {}\n", work.seconds, std::process::id())
 }
 
+/// The same, on a route whose jobs outlive their process.
+async fn charge(job: Job, Query(work): Query<Work>) -> String {
+    let (attempt, process) = (job.attempt(), std::process::id());
+    println!("charges, attempt {attempt} of {}, in process {process}", job.id());
+    tokio::time::sleep(Duration::from_secs(work.seconds.into())).await;
+    format!("charged in {} s, in attempt {attempt}, by process {process}\n", work.seconds)
+}
+
 async fn node(address: &str) -> Result<(), BoxError> {
     let url = std::env::var("REDIS_URL")?;
     let store = RedisStore::builder(url).prefix("cluster-example").connect().await?;
     let offload = Offload::builder("/jobs").store(store).build()?;
+    let policies = Policies::otherwise(Policy::never())
+        .at("/work", Policy::always())
+        .at("/charges", Policy::always().durable().name("charges"));
     let app = Router::new()
-        .route("/work", post(work).layer(offload.layer(Policy::always())))
+        .route("/work", post(work))
+        .route("/charges", post(charge))
+        .layer(offload.layer(policies))
         .nest_service("/jobs", offload.status());
+    offload.serve_durable::<_, Body, _>(app.clone());
     axum::serve(TcpListener::bind(address).await?, app).await?;
     Ok(())
 }
