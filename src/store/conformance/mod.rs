@@ -16,6 +16,8 @@
 //! race are a good part of it. It takes a few seconds, in which jobs of 200 ms expire. A store that
 //! takes its time from tokio alone may be run with a paused clock as well.
 //!
+//! The last checks are for stores that [keep requests](Store::keeps_requests).
+//!
 //! What is asked of the store beyond its contract: room for 2,000 jobs, and for an outcome of 1 MiB;
 //! times to the millisecond; a change that wakes whoever waits within 20 ms, at best; and that what
 //! has expired is gone within 2 s. With room for less than 64 MiB it is seen full, too.
@@ -23,6 +25,7 @@
 mod changes;
 mod check;
 mod claims;
+mod durable;
 mod expiry;
 mod kept;
 mod progress;
@@ -130,5 +133,10 @@ where
             what_has_ended_is_kept_for_its_ttl_and_then_gone
             expiry_wakes
             what_has_expired_has_no_claim_and_is_not_counted;
+        durable:
+            a_durable_job_is_taken_with_its_request
+            what_is_lost_is_taken_again_so_often
+            what_was_canceled_or_taken_back_is_not_taken
+            of_racing_takers_one_has_each_job;
     }
 }

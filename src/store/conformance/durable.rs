@@ -1,0 +1,166 @@
+//! Jobs that are kept with their requests, where a store [keeps them](Store::keeps_requests).
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::task::yield_now;
+
+use super::{
+    check::{Check, LONG, join, response},
+    claims::claim,
+};
+use crate::{
+    job::{Change, End, Failure, JobId, Record, Status},
+    store::{Inserted, Store},
+};
+
+/// What is lost with its process.
+fn lost() -> Change {
+    Change::Finish(End::Failure(Failure::Interrupted))
+}
+
+impl<S: Store> Check<S> {
+    /// A job of this policy that may be begun so often.
+    fn durable(&self, policy: &str, attempts: u16) -> Record {
+        self.job(Record::queued).with_policy(policy.into()).with_attempts(attempts)
+    }
+
+    async fn enqueued(&self, record: &Record, request: &'static [u8]) -> Inserted {
+        let request = Bytes::from_static(request);
+        self.answer("enqueue", self.here.enqueue(record.clone(), request, 4096)).await
+    }
+
+    async fn enqueue(&self, record: &Record, request: &'static [u8]) {
+        let enqueued = self.enqueued(record, request).await;
+        self.that(matches!(enqueued, Inserted::New), "a durable job is not kept");
+    }
+
+    async fn take(&self, policy: &str) -> Option<(Record, Bytes)> {
+        self.answer("take", self.there.take(policy.into())).await
+    }
+
+    /// What is taken once it is there, as whoever serves a route does: told, or looking.
+    async fn taken(&self, policy: &str) -> (Record, Bytes) {
+        let found = async {
+            loop {
+                if let Some(found) = self.take(policy).await {
+                    return found;
+                }
+                let arrival = self.there.arrival();
+                let _ = tokio::time::timeout(Duration::from_secs(1), arrival).await;
+            }
+        };
+        self.soon("nothing to take", found).await
+    }
+}
+
+pub(super) async fn a_durable_job_is_taken_with_its_request<S: Store>(check: &Check<S>) {
+    if !check.there.keeps_requests() {
+        return;
+    }
+    let (first, other) = (check.durable("a", 3), check.durable("b", 3));
+    check.enqueue(&first, b"first\0request").await;
+    check.enqueue(&other, b"").await;
+    let kept = check.record(first.id(), "after it was enqueued").await;
+    check.alike(&kept, &first, "enqueued");
+    check.that(kept.attempt() == Some(0), "it was begun before it was taken");
+    let (taken, request) = check.taken("a").await;
+    let mut begun = first.clone();
+    begun.apply(&Change::Start, taken.started_at().unwrap_or(first.created_at()));
+    check.alike(&taken, &begun, "taken");
+    check.that(taken.attempt() == Some(1), "its first attempt is not counted");
+    check.that(request == "first\0request", format_args!("its request is {request:?}"));
+    check.that(check.take("a").await.is_none(), "it is taken twice, or another policy's is");
+    // Whoever has taken it ends it.
+    let there = check.swapped();
+    there.applied(first.id(), response(200)).await;
+    check.that(check.take("a").await.is_none(), "what has ended is taken");
+    let (taken, request) = check.taken("b").await;
+    check.that(taken.id() == other.id() && request.is_empty(), "another job, or request");
+}
+
+pub(super) async fn what_is_lost_is_taken_again_so_often<S: Store>(check: &Check<S>) {
+    if !check.there.keeps_requests() {
+        return;
+    }
+    let record = check.durable("a", 2);
+    check.enqueue(&record, b"request").await;
+    let there = check.swapped();
+    for attempt in 1..=2 {
+        let (taken, request) = check.taken("a").await;
+        let as_it_was = taken.id() == record.id() && request == "request";
+        check.that(as_it_was && taken.attempt() == Some(attempt), format_args!("{taken:?}"));
+        let mut wanted = taken.clone();
+        wanted.apply(&lost(), std::time::SystemTime::now());
+        let told = there.applied(record.id(), lost()).await;
+        check.alike(&told, &wanted, "lost");
+        check.that(told.status().is_end() == (attempt == 2), format_args!("lost, it is {told:?}"));
+    }
+    check.that(check.take("a").await.is_none(), "what was given up is taken");
+}
+
+pub(super) async fn what_was_canceled_or_taken_back_is_not_taken<S: Store>(check: &Check<S>) {
+    if !check.there.keeps_requests() {
+        return;
+    }
+    let key = check.digest();
+    let canceled = check.job_of(Record::queued, LONG, claim(check, key));
+    let canceled = canceled.with_policy("a".into()).with_attempts(3);
+    check.enqueue(&canceled, b"request").await;
+    match check.enqueued(&check.job_of(Record::queued, LONG, claim(check, key)), b"").await {
+        Inserted::Claimed(holder) => check.alike(&holder, &canceled, "the claim's job"),
+        Inserted::New => check.fail("two durable jobs have one claim"),
+    }
+    let back = check.durable("a", 3);
+    check.enqueue(&back, b"request").await;
+    check.applied(canceled.id(), Change::Cancel).await;
+    check.take_back(back.id()).await;
+    let last = check.durable("a", 3);
+    check.enqueue(&last, b"request").await;
+    check.that(check.taken("a").await.0.id() == last.id(), "what is over is taken");
+    check.that(check.take("a").await.is_none(), "what is over is taken");
+    let free = check.claimed(key).await;
+    check.that(free.is_none(), "canceled before it was begun, it has its claim");
+}
+
+pub(super) async fn of_racing_takers_one_has_each_job<S: Store>(check: &Check<S>) {
+    const JOBS: usize = 200;
+    if !check.there.keeps_requests() {
+        return;
+    }
+    let policy: Arc<str> = "a".into();
+    let mut takers = Vec::new();
+    for index in 0..8 {
+        let check = if index % 2 == 0 { check.clone() } else { check.swapped() };
+        takers.push(tokio::spawn(async move {
+            let (mut mine, mut empty) = (Vec::new(), 0);
+            while empty < 20 {
+                match check.take("a").await {
+                    Some((record, _)) => mine.push(record.id()),
+                    None => {
+                        empty += 1;
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+            mine
+        }));
+    }
+    let mut all = BTreeSet::new();
+    for _ in 0..JOBS {
+        let record = check.durable(&policy, 1);
+        all.insert(record.id());
+        check.enqueue(&record, b"request").await;
+        yield_now().await;
+    }
+    let mut taken = Vec::<JobId>::new();
+    for taker in takers {
+        taken.extend(join(taker).await);
+    }
+    check.that(taken.len() == JOBS, format_args!("{} of {JOBS} were taken", taken.len()));
+    check.that(all == taken.into_iter().collect(), "some were taken twice");
+    for id in all {
+        let record = check.record(id, "after it was taken").await;
+        check.that(record.status() == Status::Running, format_args!("taken, it is {record:?}"));
+    }
+}
