@@ -190,6 +190,38 @@ async fn redis_away_for_60_seconds_is_no_nodes_death() {
     nobody_is_lost_while_redis_is_away(Duration::from_secs(10), Duration::from_secs(60)).await;
 }
 
+/// A failover by hand: the replica is made the primary, and takes over its address.
+#[tokio::test]
+async fn a_replica_that_takes_over_has_what_was_promised_and_nobody_is_lost() {
+    let server = Server::start(&[]);
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &server.port.to_string()]);
+    let begun = Instant::now();
+    while !server.cli(&["info", "replication"]).contains("state=online") {
+        assert!(begun.elapsed() < Duration::from_secs(20), "no replica");
+    }
+    let proxy = Proxy::start(server.port).await;
+    let builder = RedisStore::builder(proxy.url()).prefix(fresh_prefix()).lease(LEASE);
+    let builder = builder.wait_replicas(1).timeout(Duration::from_millis(500));
+    let nodes = [builder.clone().connect().await.unwrap(), builder.connect().await.unwrap()];
+    let mut jobs = Vec::new();
+    for node in &nodes {
+        for _ in 0..50 {
+            jobs.push((node, inserted(node, Record::running).await));
+        }
+    }
+    sleep(LEASE * 2).await;
+    drop(server);
+    // Longer than a lease nobody can renew his.
+    sleep(LEASE * 2).await;
+    replica.cli(&["replicaof", "no", "one"]);
+    proxy.lead_to(replica.port);
+    sleep(LEASE * 3).await;
+    for (node, id) in jobs {
+        assert_eq!(record(&nodes[0], id).await.status(), Status::Running);
+        assert!(matches!(node.change(id, response()).await.unwrap(), Changed::Applied(_)));
+    }
+}
+
 #[tokio::test]
 async fn a_lease_of_a_moment_is_refused() {
     let server = Server::start(&[]);
