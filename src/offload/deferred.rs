@@ -91,11 +91,8 @@ impl Deferred {
             Err(problem) => return plain(self.unread(problem)),
         };
         let claim = self.claim(&head.method, &whole);
-        // Looked for first, so that a request that is sent again takes no place from others.
-        if let Some(record) = self.claimed(claim.as_ref()).await {
-            return self.follow(record, claim.as_ref()).await;
-        }
         let request = Request::from_parts(head, whole.into_body::<ReqB>());
+        // The insertion tells whether the key is another job's, so the store is asked once.
         match self.launch(service, request, claim.clone()).await {
             Ok(record) => self.told(record).await,
             Err(Refusal::Claimed(record)) => self.follow(*record, claim.as_ref()).await,

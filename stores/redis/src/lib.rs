@@ -32,6 +32,9 @@ mod waiters;
 pub use connect::Builder;
 pub use store::RedisStore;
 
+#[doc = include_str!("../CAPACITY.md")]
+pub mod capacity {}
+
 /// The README's code is compiled too.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
