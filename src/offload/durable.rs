@@ -81,8 +81,31 @@ impl Deferred {
             Err(error) if error.kind() == ErrorKind::StoreFull => {
                 Err(Refusal::Full("max_stored_bytes"))
             }
-            Err(error) => Err(Refusal::Store(error)),
+            Err(error) => {
+                // Nobody knows whether it is there.
+                tokio::spawn(undo(Arc::clone(state), record));
+                Err(Refusal::Store(error))
+            }
         }
+    }
+}
+
+/// Takes back a job that nobody was promised. One with a claim may have been told to another request
+/// with its key, so it is canceled.
+async fn undo(state: Arc<State>, record: Record) {
+    let (id, mut backoff) = (record.id(), Backoff::new());
+    loop {
+        let undone = match record.claim() {
+            None => state.store.take_back(id).await,
+            Some(_) => state.store.change(id, Change::Cancel).await.map(drop),
+        };
+        match undone {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "the store does not let go of a job, trying again");
+            }
+        }
+        backoff.wait().await;
     }
 }
 
@@ -102,7 +125,10 @@ pub(crate) async fn serve<S, ReqB, ResB>(
 {
     let mut backoff = Backoff::new();
     while let Some(place) = route.place().await {
-        match state.store.take(Arc::clone(&name)).await {
+        let (Some(cut), take) = (route.cut(), state.store.take(Arc::clone(&name))) else { return };
+        // After that nothing is begun any more.
+        let Some(taken) = cut.run_until_cancelled(take).await else { return };
+        match taken {
             Ok(Some((record, request))) => {
                 backoff = Backoff::new();
                 begin::<_, ReqB, _>(place, record, &request, route.run_time, service.clone());

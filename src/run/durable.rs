@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::{HeaderMap, header, request::Parts};
+use tokio_util::sync::CancellationToken;
 
 use super::{Lane, Place, Refusal, State};
 
@@ -67,6 +68,11 @@ impl Durable {
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
+    }
+
+    /// Canceled when what runs is cut off, at a drain's deadline; `None` where the layer has gone.
+    pub(crate) fn cut(&self) -> Option<CancellationToken> {
+        Some(self.lane.upgrade()?.state.places.cut())
     }
 
     /// Whether its jobs are still to be served.

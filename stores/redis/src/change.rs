@@ -20,29 +20,57 @@ const CHUNKS_TTL: Duration = Duration::from_secs(3600);
 
 impl Inner {
     pub(crate) async fn change(&self, id: JobId, change: Change) -> Result<Changed, Error> {
-        let brings = match &change {
-            Change::Progress(_) => true,
-            Change::Finish(end) => matches!(end, End::Response(_)),
-            _ => false,
+        let (brings, large) = match &change {
+            Change::Progress(_) => (true, None),
+            Change::Finish(End::Response(outcome)) if outcome.as_bytes().len() > CHUNK => {
+                (false, Some(outcome.as_bytes().clone()))
+            }
+            Change::Finish(End::Response(_)) => (true, None),
+            _ => (false, None),
         };
+        // Chunks are there already: what takes them needs no memory.
         let script = if brings { &self.scripts.bring } else { &self.scripts.change };
         let mut call = script.prepare_invoke();
         self.keys_of(id, &mut call);
         call.key(self.keys.fences(id.partition()));
-        if let Change::Finish(End::Response(outcome)) = &change
-            && outcome.as_bytes().len() > CHUNK
-        {
-            call.key(self.send_chunks(id, outcome.as_bytes()).await?);
-        }
-        call.arg(id.to_string()).arg(self.connection.publish());
+        let chunks = match large {
+            Some(bytes) => {
+                let key = self.keys.chunks(id, JobId::random()?);
+                call.key(&key);
+                Some((key, bytes))
+            }
+            None => None,
+        };
+        call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(id.partition())).arg(&*self.node.id());
         brought(&change, &mut call)?;
-        let answer = self.run(&call, "cannot change a job").await?;
+        if let Change::Finish(End::Failure(_)) = &change {
+            call.arg(self.number());
+        }
+        let answer = match &chunks {
+            Some((key, bytes)) => match self.send_chunks(key, bytes).await {
+                Ok(()) => self.run(&call, "cannot change a job").await,
+                Err(error) => Err(error),
+            },
+            None => self.run(&call, "cannot change a job").await,
+        };
+        if let (Err(_), Some((key, _))) = (&answer, &chunks) {
+            // The next attempt sends its own, and needs the room. If this fails they expire.
+            let mut command = redis::cmd("UNLINK");
+            command.arg(key);
+            let _ = self.ask(&command, "cannot drop chunks").await;
+        }
+        let answer = answer?;
         match read::<Vec<Value>>(answer)?.as_slice() {
             [applied, hash] => {
                 let record = fields::record(id, hash)?.ok_or_else(|| corrupt("an empty record"))?;
                 match read::<bool>(applied.clone())? {
-                    true => Ok(Changed::Applied(record)),
+                    true => {
+                        if record.status().is_end() && !matches!(change, Change::Remove) {
+                            self.ended.note(id);
+                        }
+                        Ok(Changed::Applied(record))
+                    }
                     false => Ok(Changed::Refused(record)),
                 }
             }
@@ -51,17 +79,13 @@ impl Inner {
     }
 
     /// Sends an outcome in pieces, to where the change takes it from.
-    async fn send_chunks(&self, id: JobId, bytes: &Bytes) -> Result<String, Error> {
-        let key = self.keys.chunks(id, JobId::random()?);
+    async fn send_chunks(&self, key: &str, bytes: &Bytes) -> Result<(), Error> {
         for chunk in bytes.chunks(CHUNK) {
-            let mut command = redis::cmd("RPUSH");
-            command.arg(&key).arg(chunk);
-            self.ask(&command, "cannot store an outcome").await?;
-            let mut command = redis::cmd("PEXPIRE");
-            command.arg(&key).arg(CHUNKS_TTL.as_millis() as u64);
-            self.ask(&command, "cannot store an outcome").await?;
+            let mut call = self.scripts.chunk.prepare_invoke();
+            call.key(key).arg(chunk).arg(CHUNKS_TTL.as_millis() as u64);
+            self.run(&call, "cannot store an outcome").await?;
         }
-        Ok(key)
+        Ok(())
     }
 }
 

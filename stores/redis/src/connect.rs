@@ -20,8 +20,8 @@ pub struct Builder {
     urls: Vec<String>,
     is_cluster: bool,
     prefix: String,
-    timeout: Duration,
-    lease: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) lease: Duration,
     replicas: u32,
     allow_eviction: bool,
 }
@@ -120,21 +120,31 @@ impl Builder {
             return Err(config("wait_replicas is not for a cluster"));
         }
         let (keys, waiters) = (Keys::new(&self.prefix), Arc::new(Waiters::default()));
-        let mut connection = self.open(&waiters).await?;
-        self.check(&mut connection).await?;
-        connection
-            .subscribe(&keys.channels())
-            .await
-            .map_err(failed("cannot subscribe to the changes of jobs"))?;
+        let connection = self.subscribed(&keys, &waiters).await?;
         let replicated = match self.replicas {
             0 => None,
             // Nobody is told anything on this one.
             replicas => Some((self.open(&Arc::default()).await?, replicas)),
         };
-        RedisStore::new(connection, replicated, keys, waiters, self.timeout, self.lease).await
+        RedisStore::new(connection, replicated, keys, waiters, self).await
     }
 
-    async fn open(&self, waiters: &Arc<Waiters>) -> Result<Connection, Error> {
+    /// A connection to a Redis that will do, on which the changes of jobs are told.
+    pub(crate) async fn subscribed(
+        &self,
+        keys: &Keys,
+        waiters: &Arc<Waiters>,
+    ) -> Result<Connection, Error> {
+        let mut connection = self.open(waiters).await?;
+        self.check(&mut connection).await?;
+        connection
+            .subscribe(&keys.channels())
+            .await
+            .map_err(failed("cannot subscribe to the changes of jobs"))?;
+        Ok(connection)
+    }
+
+    pub(crate) async fn open(&self, waiters: &Arc<Waiters>) -> Result<Connection, Error> {
         let waiters = Arc::clone(waiters);
         let push = move |push| {
             waiters.push(&push);
@@ -238,15 +248,16 @@ impl Connection {
         }
     }
 
-    async fn subscribe(&mut self, channels: &[String]) -> RedisResult<()> {
+    pub(crate) async fn subscribe(&mut self, channels: &[String]) -> RedisResult<()> {
         match self {
             Self::Single(manager) => manager.subscribe(channels).await,
             Self::Cluster(cluster) => {
-                // One at a time, since each is of another slot.
+                // One at a time, since each is of another slot; where one fails, the others go on.
+                let mut subscribed = Ok(());
                 for channel in channels {
-                    cluster.ssubscribe(channel).await?;
+                    subscribed = cluster.ssubscribe(channel).await.and(subscribed);
                 }
-                Ok(())
+                subscribed
             }
         }
     }

@@ -4,6 +4,7 @@
 //! {PREFIX:PARTITION}:j:ID      a job's record, a hash: its fields are in fields.rs
 //! {PREFIX:PARTITION}:o:ID      its outcome, a string, or a list of its chunks
 //! {PREFIX:PARTITION}:o:ID:TRY  chunks that are being sent, for an hour at most
+//! {PREFIX:PARTITION}:x:ID      a note, for an hour, that this job is not to be any more
 //! {PREFIX:PARTITION}:c:KEY     the id of the job that has the claim on this key
 //! {PREFIX:PARTITION}:i         the ended jobs, by when they expire: a sorted set
 //! {PREFIX:PARTITION}:n         how many jobs there are by policy, and the bytes of their outcomes

@@ -17,8 +17,10 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod call;
 mod change;
 mod connect;
+mod ended;
 mod error;
 mod fields;
 mod keys;

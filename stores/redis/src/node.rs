@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{task::JoinHandle, time::Instant};
 use tower_offload::{Error, JobId};
 
 use crate::{fields::read, store::Inner};
@@ -128,7 +128,7 @@ impl Inner {
             call.key(self.keys.running(partition, node)).key(self.keys.index(partition));
             call.key(self.keys.counts(partition)).key(self.keys.fences(partition));
             call.arg(node).arg(self.keys.jobs(partition));
-            call.arg(self.connection.publish()).arg(self.keys.channel(partition));
+            call.arg(self.connection().publish()).arg(self.keys.channel(partition));
             let answer = self.run(&call, "cannot end the jobs of a node").await?;
             let (taken, ended): (usize, Vec<String>) = read(answer)?;
             all += ended.len();
@@ -187,19 +187,32 @@ pub(crate) async fn keep(inner: Weak<Inner>, lease: Duration) {
     let every = lease / RENEWALS;
     // Twice what is between two renewals when all is well.
     let mut health = Health::new(every * 2);
+    let mut burying: Option<JoinHandle<()>> = None;
     loop {
         tokio::time::sleep(every).await;
         let Some(inner) = inner.upgrade() else { return };
         match inner.renew().await {
             Ok((server, overdue)) => {
                 health.seen(server);
-                if health.has_lasted(lease) {
-                    bury_all(&inner, overdue).await;
+                inner.listen().await;
+                let is_free = burying.as_ref().is_none_or(JoinHandle::is_finished);
+                if is_free && inner.waiters.was_cut() {
+                    let inner = Arc::clone(&inner);
+                    burying = Some(tokio::spawn(async move {
+                        if inner.end_again().await.is_err() {
+                            inner.waiters.set_cut();
+                        }
+                    }));
+                } else if health.has_lasted(lease) && is_free && !overdue.is_empty() {
+                    // Beside the renewals: it may take longer than a lease.
+                    let inner = Arc::clone(&inner);
+                    burying = Some(tokio::spawn(async move { bury_all(&inner, overdue).await }));
                 }
             }
             Err(error) => {
                 health.lost();
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot renew the lease");
+                inner.reopen().await;
             }
         }
     }

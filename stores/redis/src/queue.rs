@@ -102,9 +102,9 @@ impl Inner {
         if let Some(claim) = self.claim_of(record)? {
             call.key(claim);
         }
-        call.arg(id.to_string()).arg(self.connection.publish());
+        call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(partition)).arg(fields::member(record, "policy")?);
-        call.arg(&request[..]).arg(fields::of(record)?);
+        call.arg(&request[..]).arg(&*self.node.id()).arg(self.number()).arg(fields::of(record)?);
         let answer = read::<Vec<Value>>(self.run_replicated(&call, "cannot keep a job").await?)?;
         inserted(&answer)
     }
@@ -113,10 +113,15 @@ impl Inner {
         self.waiters.arrivals.arrived.notified().await;
     }
 
-    /// Looks where there may be something, until something is found.
-    async fn take(&self, policy: &str) -> Result<Option<(Record, Bytes)>, Error> {
+    /// Looks where there may be something, until something is found, or nobody wants it any more.
+    async fn take(
+        &self,
+        policy: &str,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Option<(Record, Bytes)>, Error> {
         let arrivals = &self.waiters.arrivals;
-        while let Some(partition) = arrivals.next(policy) {
+        while is_wanted() {
+            let Some(partition) = arrivals.next(policy) else { break };
             if let Some(taken) = self.take_from(partition, policy).await? {
                 arrivals.found(policy, partition);
                 return Ok(Some(taken));
@@ -138,7 +143,7 @@ impl Inner {
             call.key(self.keys.queue(partition, policy)).key(self.keys.fences(partition));
             call.key(self.keys.taken(partition, this));
             call.arg(&*self.node.id()).arg(self.keys.jobs(partition));
-            call.arg(self.connection.publish()).arg(self.keys.channel(partition));
+            call.arg(self.connection().publish()).arg(self.keys.channel(partition));
             match self.run(&call, "cannot take a job").await {
                 Ok(answer) => match taken(&read::<Vec<Value>>(answer)?)? {
                     Taken::Nothing => return Ok(None),
@@ -232,7 +237,7 @@ impl RedisStore {
         let (sender, answer) = oneshot::channel();
         let inner = Arc::clone(&self.inner);
         tokio::spawn(async move {
-            let taken = inner.take(&policy).await;
+            let taken = inner.take(&policy, || !sender.is_closed()).await;
             if let Err(Ok(Some((record, _)))) = sender.send(taken) {
                 let back = Change::Finish(End::Failure(Failure::Interrupted));
                 while inner.change(record.id(), back.clone()).await.is_err() {

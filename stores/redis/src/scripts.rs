@@ -16,6 +16,8 @@ pub(crate) struct Scripts {
     pub(crate) change: Script,
     /// Applies those that bring something.
     pub(crate) bring: Script,
+    /// Brings a piece of an outcome.
+    pub(crate) chunk: Script,
     pub(crate) take_back: Script,
     pub(crate) fetch: Script,
     pub(crate) claimed: Script,
@@ -36,6 +38,7 @@ impl Scripts {
             insert: script(include_str!("lua/insert.lua")),
             change: script(&format!("#!lua flags=allow-oom\n{change}")),
             bring: script(&format!("#!lua\n{change}")),
+            chunk: script(include_str!("lua/chunk.lua")),
             take_back: script(include_str!("lua/take_back.lua")),
             fetch: script(include_str!("lua/fetch.lua")),
             claimed: script(include_str!("lua/claimed.lua")),

@@ -1,6 +1,10 @@
 //! The store: each call is one script, or one command.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use redis::{ScriptInvocation, Value};
@@ -11,8 +15,8 @@ use tower_offload::{
 
 use crate::{
     Builder,
-    connect::{Connection, timed_out},
-    error::failed,
+    connect::Connection,
+    ended::Ended,
     fields::{self, read},
     keys::Keys,
     node::{self, Node},
@@ -35,14 +39,18 @@ pub struct RedisStore {
 }
 
 pub(crate) struct Inner {
-    pub(crate) connection: Connection,
+    pub(crate) connection: Mutex<Connection>,
+    /// Makes another one.
+    pub(crate) builder: Builder,
     /// The one that jobs are accepted by, and how many replicas are waited for.
-    replicated: Option<(Connection, u32)>,
+    pub(crate) replicated: Option<(Mutex<Connection>, u32)>,
     pub(crate) keys: Keys,
     pub(crate) scripts: Scripts,
     pub(crate) node: Node,
     pub(crate) waiters: Arc<Waiters>,
-    timeout: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) calls: AtomicU64,
+    pub(crate) ended: Ended,
 }
 
 impl fmt::Debug for RedisStore {
@@ -76,12 +84,26 @@ impl RedisStore {
         replicated: Option<(Connection, u32)>,
         keys: Keys,
         waiters: Arc<Waiters>,
-        timeout: Duration,
-        lease: Duration,
+        builder: Builder,
     ) -> Result<Self, Error> {
+        let (timeout, lease) = (builder.timeout, builder.lease);
         let (scripts, node) = (Scripts::new(), Node::new(lease)?);
-        let inner =
-            Arc::new(Inner { connection, replicated, keys, scripts, node, waiters, timeout });
+        let connection = Mutex::new(connection);
+        let replicated = replicated.map(|(one, replicas)| (Mutex::new(one), replicas));
+        let calls = AtomicU64::new(0);
+        let ended = Ended::default();
+        let inner = Arc::new(Inner {
+            connection,
+            builder,
+            replicated,
+            keys,
+            scripts,
+            node,
+            waiters,
+            timeout,
+            calls,
+            ended,
+        });
         // Before there can be any job of it: only a node with a lease can be found dead.
         inner.renew().await?;
         tokio::spawn(node::keep(Arc::downgrade(&inner), lease));
@@ -151,57 +173,6 @@ impl Store for RedisStore {
 }
 
 impl Inner {
-    /// Runs a script, within the time that a call may take.
-    pub(crate) async fn run(
-        &self,
-        script: &ScriptInvocation<'_>,
-        what: &'static str,
-    ) -> Result<Value, Error> {
-        let mut connection = self.connection.clone();
-        let answer = tokio::time::timeout(self.timeout, script.invoke_async(&mut connection)).await;
-        answer.unwrap_or_else(|_| Err(timed_out())).map_err(failed(what))
-    }
-
-    /// The same for one that is to be in the replicas before anybody is told.
-    pub(crate) async fn run_replicated(
-        &self,
-        script: &ScriptInvocation<'_>,
-        what: &'static str,
-    ) -> Result<Value, Error> {
-        let Some((connection, replicas)) = &self.replicated else {
-            return self.run(script, what).await;
-        };
-        let mut connection = connection.clone();
-        let call = async {
-            let answer = script.invoke_async(&mut connection).await?;
-            // It waits for all that was written on its connection before (redis.io, `WAIT`). Half of
-            // the time is left for its answer.
-            let mut wait = redis::cmd("WAIT");
-            wait.arg(replicas).arg((self.timeout / 2).as_millis() as u64);
-            Ok((answer, wait.query_async::<u32>(&mut connection).await?))
-        };
-        let answer = tokio::time::timeout(self.timeout, call).await;
-        let (answer, reached) =
-            answer.unwrap_or_else(|_| Err(timed_out())).map_err(failed(what))?;
-        if reached < *replicas {
-            // Whoever gets an error takes back what may be there.
-            let message = "too few replicas of Redis have the job";
-            return Err(Error::new(ErrorKind::StoreUnavailable, message));
-        }
-        Ok(answer)
-    }
-
-    /// The same for one command.
-    pub(crate) async fn ask(
-        &self,
-        command: &redis::Cmd,
-        what: &'static str,
-    ) -> Result<Value, Error> {
-        let mut connection = self.connection.clone();
-        let answer = tokio::time::timeout(self.timeout, command.query_async(&mut connection)).await;
-        answer.unwrap_or_else(|_| Err(timed_out())).map_err(failed(what))
-    }
-
     async fn insert(&self, record: &Record) -> Result<Inserted, Error> {
         if let Some(inserted) = self.insert_from_here(record).await? {
             return Ok(inserted);
@@ -222,7 +193,7 @@ impl Inner {
             call.key(claim);
         }
         call.arg(id.to_string()).arg(&*self.node.id());
-        call.arg(fields::member(record, "policy")?).arg(fields::of(record)?);
+        call.arg(fields::member(record, "policy")?).arg(self.number()).arg(fields::of(record)?);
         let answer = read::<Vec<Value>>(self.run_replicated(&call, "cannot keep a job").await?)?;
         match answer.as_slice() {
             [refused] if read::<String>(refused.clone())? == "fenced" => Ok(None),
@@ -244,8 +215,8 @@ impl Inner {
     async fn take_back(&self, id: JobId) -> Result<(), Error> {
         let mut call = self.scripts.take_back.prepare_invoke();
         self.keys_of(id, &mut call);
-        call.arg(id.to_string()).arg(self.connection.publish());
-        call.arg(self.keys.channel(id.partition()));
+        call.arg(id.to_string()).arg(self.connection().publish());
+        call.arg(self.keys.channel(id.partition())).arg(&*self.node.id()).arg(self.number());
         self.run(&call, "cannot take a job back").await.map(drop)
     }
 

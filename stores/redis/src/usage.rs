@@ -15,8 +15,8 @@ impl Inner {
                 let (kind, policy) = name.split_at_checked(1).unwrap_or_default();
                 let (jobs, bytes) = sums.entry(policy.to_owned()).or_default();
                 match kind {
-                    "j" => *jobs += number,
-                    _ => *bytes += number,
+                    "j" => *jobs = jobs.saturating_add(number),
+                    _ => *bytes = bytes.saturating_add(number),
                 }
             }
         }

@@ -22,6 +22,10 @@ pub(crate) struct Waiters {
     jobs: Mutex<HashMap<JobId, Vec<Arc<Waiter>>>>,
     /// Durable jobs that have come.
     pub(crate) arrivals: Arrivals,
+    /// A channel has gone to another node of the cluster, and nothing is heard of it any more.
+    is_deaf: AtomicBool,
+    /// A connection was lost, and with it perhaps what was written.
+    is_cut: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -52,7 +56,8 @@ impl Versions {
     /// Whether there is something new for who has seen a version.
     pub(crate) fn are_news(self, seen: u32, interest: Interest) -> bool {
         match interest {
-            Interest::Status => self.status_version > seen,
+            // A version that is less than what was seen: Redis has lost some (a failover).
+            Interest::Status => self.status_version > seen || self.version < seen,
             Interest::Progress => self.version != seen,
         }
     }
@@ -70,7 +75,10 @@ impl Waiters {
     pub(crate) fn push(&self, push: &PushInfo) {
         match push.kind {
             // What was told since is not known: everybody looks.
-            PushKind::Disconnection => self.wake_all(),
+            PushKind::Disconnection => {
+                self.set_cut();
+                self.wake_all();
+            }
             PushKind::Message | PushKind::SMessage => {
                 let Some(Value::BulkString(message)) = push.data.last() else { return };
                 let Ok(message) = std::str::from_utf8(message) else { return };
@@ -80,8 +88,26 @@ impl Waiters {
                     self.tell(id, versions);
                 }
             }
+            PushKind::SUnsubscribe => self.is_deaf.store(true, Ordering::Relaxed),
             _ => {}
         }
+    }
+
+    /// Whether a channel was lost since this was asked.
+    pub(crate) fn was_deaf(&self) -> bool {
+        self.is_deaf.swap(false, Ordering::Relaxed)
+    }
+
+    pub(crate) fn was_cut(&self) -> bool {
+        self.is_cut.swap(false, Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_cut(&self) {
+        self.is_cut.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_deaf(&self) {
+        self.is_deaf.store(true, Ordering::Relaxed);
     }
 
     /// A job has come to these versions, or is gone.
@@ -100,7 +126,7 @@ impl Waiters {
         }
     }
 
-    fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         let all: Vec<_> = self.lock().values().flatten().cloned().collect();
         all.iter().for_each(|waiter| waiter.woken.notify_one());
     }

@@ -4,13 +4,16 @@
 -- ARGV: the job's id, the command and channel to tell of it, the node that changes it, the change, and
 -- what it brings:
 --   start; progress, PROGRESS; response, STATUS, HTTP STATUS, BYTES, OUTCOME or nothing;
---   failure, FAILURE; cancel; remove.
+--   failure, FAILURE, and the number of the call; cancel; remove.
 -- Gives {} if there is no such job, or {whether it was applied, record}.
 local key, outcome, index, counts, fences, chunks = unpack(KEYS)
 local id, node, change = ARGV[1], ARGV[4], ARGV[5]
 local how = {command = ARGV[2], channel = ARGV[3]}
 local job = load(key)
 if not job then
+  if change == 'failure' then
+    forbid(key, node, ARGV[7])
+  end
   return {}
 end
 
@@ -34,6 +37,9 @@ elseif change == 'remove' then
   allowed = not job.open and not job.removed
 end
 if not allowed then
+  if chunks then
+    redis.call('UNLINK', chunks)
+  end
   return {0, redis.call('HGETALL', key)}
 end
 
@@ -52,7 +58,7 @@ if change == 'response' then
   local record, expires = finish(job, id, index, how)
   redis.call('PEXPIREAT', outcome, expires)
   return {1, record}
-elseif change == 'failure' and ARGV[6] == 'interrupted' then
+elseif change == 'failure' and (ARGV[6] == 'interrupted' or ARGV[6] == 'node_lost') then
   return {1, lose(job, id, index, how, ARGV[6], 0)}
 elseif change == 'failure' then
   set(job, 's', 'failed')
@@ -77,7 +83,7 @@ elseif change == 'remove' then
   local before = entry(id, job.policy, job.bytes)
   local expires = redis.call('ZSCORE', index, before)
   if expires and job.bytes ~= '0' then
-    redis.call('HINCRBY', counts, 'b' .. job.policy, -job.bytes)
+    less(counts, 'b' .. job.policy, job.bytes)
     redis.call('ZREM', index, before)
     redis.call('ZADD', index, expires, entry(id, job.policy, '0'))
   end

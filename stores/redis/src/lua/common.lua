@@ -35,13 +35,16 @@ local function entry(id, policy, bytes)
   return id .. bytes .. ':' .. policy
 end
 
+-- Takes so many from a count, which is dropped with the last.
+local function less(counts, name, by)
+  if tonumber(by) > 0 and redis.call('HINCRBY', counts, name, -by) <= 0 then
+    redis.call('HDEL', counts, name)
+  end
+end
+
 local function uncount(counts, policy, bytes)
-  if redis.call('HINCRBY', counts, 'j' .. policy, -1) <= 0 then
-    redis.call('HDEL', counts, 'j' .. policy)
-  end
-  if tonumber(bytes) > 0 and redis.call('HINCRBY', counts, 'b' .. policy, -bytes) <= 0 then
-    redis.call('HDEL', counts, 'b' .. policy)
-  end
+  less(counts, 'j' .. policy, 1)
+  less(counts, 'b' .. policy, bytes)
 end
 
 -- Counts no more what has expired, at most so many. Its keys are gone by themselves. Tells how many.
@@ -77,6 +80,21 @@ local function load(job)
     -- Of a durable job: how often it was begun, and may be.
     attempt = tonumber(found[11] or '0'), attempts = tonumber(found[12] or '0'),
   }
+end
+
+-- Where it is noted, for an hour, that a job is not to be: an insert that was held up on its way, and
+-- whose error was told long ago, may come after what undoes it. Calls of a node are numbered.
+local function note(job)
+  return base(job) .. 'x:' .. string.sub(job, -32)
+end
+
+local function forbid(job, node, number)
+  redis.call('SET', note(job), node .. ' ' .. number, 'PX', 3600000)
+end
+
+local function is_forbidden(job, node, number)
+  local by, since = string.match(redis.call('GET', note(job)) or '', '^(%S+) (%d+)$')
+  return by == node and tonumber(number) < tonumber(since)
 end
 
 local function set(job, name, value)

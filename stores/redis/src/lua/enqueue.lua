@@ -1,13 +1,13 @@
 #!lua
 -- Keeps a durable job, its request and its claim, or gives the job that has the claim.
 -- KEYS: job, index, counts, and the claim if there is one.
--- ARGV: the job's id, the command and channel to tell of it, its policy, its request, then the record's
--- fields and values.
+-- ARGV: the job's id, the command and channel to tell of it, its policy, its request, the node that keeps
+-- it and the number of its call, then the record's fields and values.
 -- Gives {} if it is kept, {'known'} if its id is, or {id, record} of the job with the claim.
 local job, index, counts, claim = unpack(KEYS)
 local id, how, policy = ARGV[1], {command = ARGV[2], channel = ARGV[3]}, ARGV[4]
 sweep(index, counts, 8)
-if redis.call('EXISTS', job) == 1 then
+if redis.call('EXISTS', job) == 1 or is_forbidden(job, ARGV[6], ARGV[7]) then
   return {'known'}
 end
 if claim then
@@ -18,7 +18,7 @@ if claim then
   end
   redis.call('SET', claim, id)
 end
-redis.call('HSET', job, unpack(ARGV, 6))
+redis.call('HSET', job, unpack(ARGV, 8))
 redis.call('SET', request(job, id), ARGV[5])
 redis.call('ZADD', queue(job, policy), clock(), id)
 redis.call('HINCRBY', counts, 'j' .. policy, 1)

@@ -1,7 +1,8 @@
 #!lua
 -- Keeps a new job and its claim, or gives the job that has the claim.
 -- KEYS: job, index, counts, fences, and the claim if there is one.
--- ARGV: the job's id, its node, the name of its policy, then the record's fields and values.
+-- ARGV: the job's id, its node, the name of its policy, the number of the call, then the record's
+-- fields and values.
 -- Gives {} if it is kept, {'known'} if its id is, {'fenced'} if its node is, or {id, record} of the job
 -- with the claim.
 local job, index, counts, fences, claim = unpack(KEYS)
@@ -10,7 +11,7 @@ if is_fenced(fences, node) then
   return {'fenced'}
 end
 sweep(index, counts, 8)
-if redis.call('EXISTS', job) == 1 then
+if redis.call('EXISTS', job) == 1 or is_forbidden(job, node, ARGV[4]) then
   return {'known'}
 end
 if claim then
@@ -21,7 +22,7 @@ if claim then
   end
   redis.call('SET', claim, id)
 end
-redis.call('HSET', job, 'y', node, unpack(ARGV, 4))
+redis.call('HSET', job, 'y', node, unpack(ARGV, 5))
 redis.call('SADD', runs(job, node), id)
 redis.call('HINCRBY', counts, 'j' .. policy, 1)
 return {}

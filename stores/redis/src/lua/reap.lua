@@ -9,12 +9,18 @@ local time = clock()
 -- lease, so each partition is told.
 redis.call('ZADD', fences, 'NX', time, node)
 redis.call('ZREMRANGEBYSCORE', fences, '-inf', time - 7 * 86400 * 1000)
-local ids, ended = redis.call('SPOP', running, 100), {}
+local ids, ended = redis.call('SRANDMEMBER', running, 100), {}
 for _, id in ipairs(ids) do
-  local job = load(jobs .. id)
-  if job and job.open and job.node == node then
-    lose(job, id, index, how, 'node_lost', backoff(job.attempt))
-    ended[#ended + 1] = id
-  end
+  -- One that is not as it should be keeps no other from its end.
+  pcall(function()
+    local job = load(jobs .. id)
+    if job and job.open and job.node == node then
+      lose(job, id, index, how, 'node_lost', backoff(job.attempt))
+      ended[#ended + 1] = id
+    end
+  end)
+end
+if #ids > 0 then
+  redis.call('SREM', running, unpack(ids))
 end
 return {#ids, ended}

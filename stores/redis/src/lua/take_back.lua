@@ -1,10 +1,12 @@
 #!lua flags=allow-oom
 -- Forgets a job, its outcome and its claim.
--- KEYS: job, outcome, index, counts. ARGV: the job's id, the command and channel to tell of it.
+-- KEYS: job, outcome, index, counts. ARGV: the job's id, the command and channel to tell of it, the node
+-- that takes it back, and the number of its call.
 local key, outcome, index, counts = unpack(KEYS)
 local id = ARGV[1]
 local job = load(key)
 if not job then
+  forbid(key, ARGV[4], ARGV[5])
   return
 end
 if job.claim then

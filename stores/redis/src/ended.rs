@@ -1,0 +1,49 @@
+//! What has ended of late, in case Redis forgets it: after a crash, or when a replica takes over that was
+//! behind, a job is open again at which nobody works, and its node lives.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tower_offload::{Change, End, Error, Failure, JobId, store::Changed};
+
+use crate::store::Inner;
+
+/// For so long, and so many.
+const WINDOW: Duration = Duration::from_secs(60);
+const MOST: usize = 1 << 16;
+
+#[derive(Debug, Default)]
+pub(crate) struct Ended(Mutex<VecDeque<(Instant, JobId)>>);
+
+impl Ended {
+    pub(crate) fn note(&self, id: JobId) {
+        let mut all = self.lock();
+        while all.len() >= MOST || all.front().is_some_and(|(at, _)| at.elapsed() > WINDOW) {
+            all.pop_front();
+        }
+        all.push_back((Instant::now(), id));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, JobId)>> {
+        // Nothing that can panic runs under the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Ends again what had ended before a connection was lost. Its outcome is gone.
+    pub(crate) async fn end_again(&self) -> Result<(), Error> {
+        let all: Vec<_> = self.ended.lock().iter().map(|(_, id)| *id).collect();
+        for id in all {
+            let lost = Change::Finish(End::Failure(Failure::NodeLost));
+            if let Changed::Applied(_) = self.change(id, lost).await? {
+                tracing::error!(job = %id, "Redis has lost the end of a job");
+            }
+        }
+        Ok(())
+    }
+}

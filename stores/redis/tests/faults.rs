@@ -1,0 +1,595 @@
+//! Connections that hang, Redis that forgets, is full, or has its clock or its slots moved, and values in
+//! it that are not as they should be.
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::SeqCst},
+    },
+    time::{Duration, SystemTime},
+};
+
+use support::{Cluster, Server, fresh_prefix};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tower_offload::{
+    Change, Claim, Digest, End, Failure, JobId, Outcome, Record, Status, Store,
+    store::{Inserted, Interest},
+};
+use tower_offload_redis::RedisStore;
+
+const TTL: Duration = Duration::from_secs(3600);
+const LEASE: Duration = Duration::from_secs(1);
+
+fn running() -> Record {
+    Record::running(JobId::random().unwrap(), SystemTime::now(), TTL)
+}
+async fn inserted(store: &RedisStore) -> JobId {
+    let record = running();
+    assert!(matches!(store.insert(record.clone(), 0).await.unwrap(), Inserted::New));
+    record.id()
+}
+fn response(bytes: usize) -> Change {
+    let head = http::Response::new(()).into_parts().0;
+    Change::Finish(End::Response(Outcome::new(&head, &vec![b'x'; bytes], None)))
+}
+async fn status(store: &RedisStore, id: JobId) -> Status {
+    store.read(id).await.unwrap().unwrap().status()
+}
+
+/// A wire with a delay, whose present connections can go silent, and that can be led elsewhere.
+struct Wire {
+    address: SocketAddr,
+    target: Arc<AtomicU16>,
+    /// Connections older than this are silent (nothing is passed on, nothing closed).
+    silent_below: watch::Sender<u64>,
+    epoch: u64,
+    closed_below: watch::Sender<u64>,
+    current: Arc<std::sync::atomic::AtomicU64>,
+}
+impl Wire {
+    async fn start(port: u16, delay: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let target = Arc::new(AtomicU16::new(port));
+        let current = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let (silent_below, silent) = watch::channel(0);
+        let (closed_below, closed) = watch::channel(0);
+        let (to, now) = (Arc::clone(&target), Arc::clone(&current));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let epoch = now.load(SeqCst);
+                let (silent, mut closed) = (silent.clone(), closed.clone());
+                let port = to.load(SeqCst);
+                tokio::spawn(async move {
+                    client.set_nodelay(true).unwrap();
+                    let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    server.set_nodelay(true).unwrap();
+                    let ((cr, cw), (sr, sw)) = (client.into_split(), server.into_split());
+                    tokio::select! {
+                        _ = pump(cr, sw, silent.clone(), epoch, delay) => {}
+                        _ = pump(sr, cw, silent, epoch, delay) => {}
+                        _ = closed.wait_for(|below| *below > epoch) => {}
+                    }
+                });
+            }
+        });
+        Self { address, target, silent_below, closed_below, epoch: 0, current }
+    }
+    fn url(&self) -> String {
+        format!("redis://{}/", self.address)
+    }
+    fn silence(&mut self) {
+        self.epoch += 1;
+        self.current.store(self.epoch, SeqCst);
+        self.silent_below.send_replace(self.epoch);
+    }
+    fn thaw(&mut self) {
+        self.silent_below.send_replace(0);
+    }
+    fn lead_to(&mut self, port: u16) {
+        self.target.store(port, SeqCst);
+        self.epoch += 1;
+        self.current.store(self.epoch, SeqCst);
+        self.closed_below.send_replace(self.epoch);
+    }
+}
+async fn pump(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    to: tokio::net::tcp::OwnedWriteHalf,
+    mut silent: watch::Receiver<u64>,
+    epoch: u64,
+    delay: Duration,
+) {
+    let mut to = to;
+    // A pipe: what comes is passed on `delay` later, whatever came before it.
+    let (tx, mut rx) = tokio::sync::mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+    let write = async move {
+        while let Some((at, bytes)) = rx.recv().await {
+            tokio::time::sleep_until(at + delay).await;
+            let _ = silent.wait_for(|below| *below <= epoch).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    let read = async move {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(n) = from.read(&mut buffer).await {
+            if n == 0 || tx.send((Instant::now(), buffer[..n].to_vec())).is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(write, read);
+}
+
+/// T1
+#[tokio::test]
+async fn an_insert_that_waits_for_replicas_is_not_carried_out_after_it_was_taken_back() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url())
+        .prefix(fresh_prefix())
+        .wait_replicas(1)
+        .connect()
+        .await
+        .unwrap();
+    // No replica: WAIT takes half a second each.
+    let mut tasks = Vec::new();
+    for number in 0..8 {
+        if number == 4 {
+            // The first four have been sent, and each waits half a second for a replica.
+            sleep(Duration::from_millis(100)).await;
+        }
+        let store = store.clone();
+        tasks.push(tokio::spawn(async move {
+            let mut record = running();
+            let key = Digest::from([7; 32]);
+            if number == 7 {
+                let id = JobId::random_beside(&key).unwrap();
+                record =
+                    Record::running(id, SystemTime::now(), TTL).with_claim(Claim::new(key, key));
+            }
+            assert!(store.insert(record.clone(), 0).await.is_err());
+            // As tower-offload does it (src/run/register.rs, `Drop for Registered`).
+            let interrupted = || Change::Finish(End::Failure(Failure::Interrupted));
+            match record.claim() {
+                None => while store.take_back(record.id()).await.is_err() {},
+                Some(_) => while store.change(record.id(), interrupted()).await.is_err() {},
+            }
+            record.id()
+        }));
+    }
+    let mut ids = Vec::new();
+    for task in tasks {
+        ids.push(task.await.unwrap());
+    }
+    sleep(Duration::from_secs(6)).await;
+    let mut left = 0;
+    for id in ids {
+        let record = store.read(id).await.unwrap();
+        left += usize::from(record.is_some_and(|record| !record.status().is_end()));
+    }
+    assert_eq!(left, 0, "jobs that were taken back are there, running");
+}
+
+/// T2a
+#[tokio::test]
+async fn chunks_that_were_given_up_expire() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url())
+        .prefix(fresh_prefix())
+        .timeout(Duration::from_millis(300))
+        .connect()
+        .await
+        .unwrap();
+    let id = inserted(&store).await;
+    server.pause();
+    assert!(store.change(id, response(3 << 20)).await.is_err());
+    server.go_on();
+    sleep(Duration::from_millis(500)).await;
+    for key in server.cli(&["keys", "*:o:*"]).lines() {
+        let ttl = server.cli(&["ttl", key]);
+        assert_ne!(ttl.trim(), "-1", "{key} is kept for ever");
+    }
+}
+
+/// T2b
+#[tokio::test]
+async fn the_chunks_of_an_outcome_that_found_no_room_do_not_take_it_up() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap();
+    let id = inserted(&store).await;
+    let used: u64 = server
+        .cli(&["info", "memory"])
+        .lines()
+        .find_map(|l| l.strip_prefix("used_memory:").map(|v| v.trim().parse().unwrap()))
+        .unwrap();
+    let set = |bytes: u64| server.cli(&["config", "set", "maxmemory", &bytes.to_string()]);
+    // Room for half of it.
+    set(used + (5 << 20));
+    assert!(store.change(id, response(8 << 20)).await.is_err());
+    // Now there is room for it and half as much again.
+    set(used + (12 << 20));
+    let mut last = None;
+    for _ in 0..5 {
+        match store.change(id, response(8 << 20)).await {
+            Ok(_) => return,
+            Err(error) => last = Some(error),
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    let keys = server.cli(&["keys", "*:o:*"]);
+    panic!("{:?}\n{keys}", last.unwrap());
+}
+
+/// T3
+#[tokio::test]
+async fn one_job_that_is_not_as_it_should_be_keeps_no_other_from_its_end() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let builder = RedisStore::builder(server.url()).prefix(&prefix).lease(LEASE);
+    let (dead, alive) =
+        (builder.clone().connect().await.unwrap(), builder.connect().await.unwrap());
+    // All of one partition.
+    let key = Digest::from([0; 32]);
+    let mut ids = Vec::new();
+    for _ in 0..50 {
+        let id = JobId::random_beside(&key).unwrap();
+        dead.insert(Record::running(id, SystemTime::now(), TTL), 0).await.unwrap();
+        ids.push(id);
+    }
+    let wrong = ids.pop().unwrap();
+    server.cli(&["hset", &format!("{{{prefix}:00}}:j:{wrong}"), "t", "wrong"]);
+    drop(dead);
+    sleep(LEASE * 8).await;
+    let mut left = 0;
+    for id in &ids {
+        left += usize::from(status(&alive, *id).await == Status::Running);
+    }
+    let sets = server.cli(&["keys", "*:r:*"]);
+    assert_eq!(left, 0, "of {} jobs of a dead node; its sets: {sets:?}", ids.len());
+}
+
+/// T4
+#[tokio::test]
+async fn a_connection_that_is_silent_is_replaced() {
+    let server = Server::start(&[]);
+    let mut wire = Wire::start(server.port, Duration::ZERO).await;
+    let store = RedisStore::builder(wire.url())
+        .prefix(fresh_prefix())
+        .timeout(Duration::from_millis(200))
+        .connect()
+        .await
+        .unwrap();
+    let id = inserted(&store).await;
+    wire.silence();
+    let begun = Instant::now();
+    while store.read(id).await.is_err() {
+        sleep(Duration::from_millis(20)).await;
+        assert!(
+            begun.elapsed() < Duration::from_secs(15),
+            "Redis can be reached, by a new connection"
+        );
+    }
+    eprintln!("again after {:?}", begun.elapsed());
+}
+
+/// T5
+#[tokio::test]
+async fn who_ends_the_jobs_of_a_dead_node_is_not_taken_for_dead() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let wire = Wire::start(server.port, Duration::from_millis(20)).await;
+    let builder = |url| RedisStore::builder(url).prefix(prefix.clone()).lease(LEASE);
+    let far = builder(wire.url()).connect().await.unwrap();
+    let dead = builder(server.url()).connect().await.unwrap();
+    let held = inserted(&far).await;
+    sleep(LEASE * 2).await;
+    for _ in 0..200 {
+        inserted(&dead).await;
+    }
+    drop(dead);
+    // As in a rollout: one that starts while another goes.
+    sleep(LEASE / 2).await;
+    let near = builder(server.url()).connect().await.unwrap();
+    sleep(LEASE * 8).await;
+    let record = near.read(held).await.unwrap().unwrap();
+    assert_eq!((record.status(), record.failure()), (Status::Running, None));
+}
+
+/// T7
+#[tokio::test]
+async fn nothing_is_counted_of_what_was_removed_and_has_expired() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap();
+    let record =
+        Record::running(JobId::random().unwrap(), SystemTime::now(), Duration::from_millis(200))
+            .with_policy("reports".into());
+    store.insert(record.clone(), 0).await.unwrap();
+    store.change(record.id(), response(100)).await.unwrap();
+    store.change(record.id(), Change::Remove).await.unwrap();
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(store.usage().await.unwrap(), []);
+}
+
+/// T8
+#[tokio::test]
+async fn a_primary_that_is_gone_is_no_matter_of_the_others() {
+    let cluster = Cluster::start();
+    for node in &cluster.nodes {
+        node.cli(&["config", "set", "cluster-require-full-coverage", "no"]);
+    }
+    let store = RedisStore::cluster(cluster.urls()).prefix(fresh_prefix()).connect().await.unwrap();
+    let id = loop {
+        // One that the first node has.
+        let id = inserted(&store).await;
+        if cluster.nodes[0].cli(&["keys", "*:j:*"]).contains(&id.to_string()) {
+            break id;
+        }
+    };
+    let mut nodes = cluster.nodes;
+    drop(nodes.pop());
+    // As after a restart, or on a replica that took over: scripts are not replicated.
+    nodes[0].cli(&["script", "flush"]);
+    let begun = Instant::now();
+    loop {
+        match store.change(id, Change::Cancel).await {
+            Ok(_) => break,
+            Err(error) => {
+                use std::error::Error;
+                assert!(
+                    begun.elapsed() < Duration::from_secs(15),
+                    "{error}: {:?}; keys: read {:?}",
+                    error.source(),
+                    store.read(id).await.map(|r| r.unwrap().status())
+                );
+            }
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// T11
+#[tokio::test]
+async fn an_insert_that_was_held_up_is_not_carried_out_after_it_was_taken_back() {
+    let server = Server::start(&[]);
+    let mut wire = Wire::start(server.port, Duration::ZERO).await;
+    let store = RedisStore::builder(wire.url())
+        .prefix(fresh_prefix())
+        .timeout(Duration::from_millis(200))
+        .connect()
+        .await
+        .unwrap();
+    inserted(&store).await;
+    wire.silence();
+    let record = running();
+    assert!(store.insert(record.clone(), 0).await.is_err());
+    let begun = Instant::now();
+    let mut tried = 0;
+    while store.take_back(record.id()).await.is_err() {
+        tried += 1;
+        sleep(Duration::from_millis(20)).await;
+        if begun.elapsed() > Duration::from_secs(20) {
+            break;
+        }
+    }
+    eprintln!("taken back after {:?}, {tried} tries", begun.elapsed());
+    wire.thaw();
+    sleep(Duration::from_secs(1)).await;
+    while store.take_back(running().id()).await.is_err() {}
+    assert!(store.read(record.id()).await.unwrap().is_none(), "it is there");
+}
+
+/// T12
+#[tokio::test]
+async fn an_insert_into_a_cluster_is_not_carried_out_after_it_was_taken_back() {
+    let cluster = Cluster::start();
+    for node in &cluster.nodes {
+        node.cli(&["config", "set", "cluster-node-timeout", "60000"]);
+    }
+    let store = RedisStore::cluster(cluster.urls())
+        .prefix(fresh_prefix())
+        .timeout(Duration::from_millis(300))
+        .connect()
+        .await
+        .unwrap();
+    for _ in 0..200 {
+        inserted(&store).await;
+    }
+    let mut left = Vec::new();
+    for round in 0..6 {
+        for node in &cluster.nodes {
+            node.pause();
+        }
+        let mut records = Vec::new();
+        for _ in 0..4 {
+            let record = running();
+            let store = store.clone();
+            records.push(tokio::spawn(async move {
+                let told = store.insert(record.clone(), 0).await;
+                assert!(told.is_err());
+                while store.take_back(record.id()).await.is_err() {
+                    sleep(Duration::from_millis(5)).await;
+                }
+                record.id()
+            }));
+        }
+        sleep(Duration::from_millis(450 + round * 130)).await;
+        for node in &cluster.nodes {
+            node.go_on();
+        }
+        let mut ids = Vec::new();
+        for task in records {
+            ids.push(task.await.unwrap());
+        }
+        sleep(Duration::from_secs(2)).await;
+        for id in ids {
+            if store.read(id).await.unwrap().is_some() {
+                left.push((round, id));
+            }
+        }
+    }
+    assert_eq!(left, [], "jobs that were taken back are there, running");
+}
+
+/// T6
+async fn failover() -> (bool, Status) {
+    let server = Server::start(&[]);
+    let mut wire = Wire::start(server.port, Duration::ZERO).await;
+    let mut between = Wire::start(server.port, Duration::ZERO).await;
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &between.address.port().to_string()]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let begun = Instant::now();
+    while !server.cli(&["info", "replication"]).contains("state=online") {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        sleep(Duration::from_millis(50)).await;
+    }
+    let store = RedisStore::builder(wire.url())
+        .prefix(fresh_prefix())
+        .lease(LEASE)
+        .connect()
+        .await
+        .unwrap();
+    let (ends, runs) = (inserted(&store).await, inserted(&store).await);
+    sleep(Duration::from_millis(1500)).await;
+    between.silence();
+    // The replica gets no more.
+    for step in 0..3 {
+        let p = tower_offload::Progress::new(Some(f64::from(step) / 10.0), None);
+        store.change(runs, Change::Progress(p)).await.unwrap();
+    }
+    store.change(ends, response(10)).await.unwrap();
+    let seen = store.read(runs).await.unwrap().unwrap().version();
+    assert_eq!(seen, 3);
+    let waiter = {
+        let store = store.clone();
+        // The node that runs the job waits to be told that it is canceled.
+        tokio::spawn(async move {
+            while store.changed(runs, seen, Interest::Status).await.is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        })
+    };
+    sleep(Duration::from_millis(200)).await;
+    replica.cli(&["replicaof", "no", "one"]);
+    wire.lead_to(replica.port);
+    drop(server);
+    let begun = Instant::now();
+    while store.read(runs).await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        sleep(Duration::from_millis(20)).await;
+    }
+    eprintln!(
+        "after: runs v{} ends {:?}",
+        store.read(runs).await.unwrap().unwrap().version(),
+        status(&store, ends).await
+    );
+    store.change(runs, Change::Cancel).await.unwrap();
+    let woken = timeout(Duration::from_secs(25), waiter).await.is_ok();
+    sleep(LEASE * 4).await;
+    let ended = status(&store, ends).await;
+    eprintln!("woken {woken}, the ended one is {ended:?}");
+    (woken, ended)
+}
+#[tokio::test]
+async fn failover_a_waiter_is_told() {
+    assert!(failover().await.0, "nobody tells the node that its job was canceled");
+}
+#[tokio::test]
+async fn failover_an_end_that_was_lost() {
+    assert_ne!(failover().await.1, Status::Running, "nobody ever ends it");
+}
+
+/// c
+#[tokio::test]
+async fn counts_that_are_wrong_are_an_error() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+    for partition in ["00", "01"] {
+        let key = format!("{{{prefix}:{partition}}}:n");
+        server.cli(&["hset", &key, "jreports", "18446744073709551615"]);
+    }
+    let told = store.usage().await;
+    eprintln!("{told:?}");
+}
+
+/// b
+#[tokio::test]
+async fn a_clock_that_was_set_back_hides_no_death() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let builder = RedisStore::builder(server.url()).prefix(&prefix).lease(LEASE);
+    let dead = builder.clone().connect().await.unwrap();
+    let id = inserted(&dead).await;
+    drop(dead);
+    // As it is when the clock of Redis goes back by an hour, or a replica whose clock is late takes over.
+    let leases = format!("{{{prefix}:nodes}}:l");
+    let node = server.cli(&["zrange", &leases, "0", "-1"]);
+    server.cli(&["zincrby", &leases, "3600000", node.trim()]);
+    let alive = builder.connect().await.unwrap();
+    sleep(LEASE * 8).await;
+    assert_eq!(status(&alive, id).await, Status::Failed);
+}
+
+#[tokio::test]
+async fn slots_that_have_moved_wake_waiters() {
+    let cluster = Cluster::start();
+    let builder = RedisStore::cluster(cluster.urls()).prefix(fresh_prefix());
+    let (here, there) =
+        (builder.clone().connect().await.unwrap(), builder.connect().await.unwrap());
+    let mut before = Vec::new();
+    for _ in 0..100 {
+        let id = inserted(&here).await;
+        if cluster.nodes[2].cli(&["keys", "*:j:*"]).contains(&id.to_string()) {
+            before.push(id);
+        }
+    }
+    let name = |node: &Server| node.cli(&["cluster", "myid"]).trim().to_owned();
+    let (from, to) = (name(&cluster.nodes[2]), name(&cluster.nodes[0]));
+    let address = format!("127.0.0.1:{}", cluster.nodes[0].port);
+    let said = cluster.nodes[0].cli(&[
+        "--cluster",
+        "reshard",
+        &address,
+        "--cluster-from",
+        &from,
+        "--cluster-to",
+        &to,
+        "--cluster-slots",
+        "5461",
+        "--cluster-yes",
+    ]);
+    eprintln!("{}", said.lines().rev().take(2).collect::<String>());
+    assert!(cluster.nodes[2].cli(&["keys", "*:j:*"]).trim().is_empty(), "not moved");
+    // All have heard of it.
+    for id in &before {
+        while here.read(*id).await.is_err() || there.read(*id).await.is_err() {}
+    }
+    sleep(Duration::from_secs(3)).await;
+    let mut slow = Vec::new();
+    for id in before.into_iter().take(4) {
+        let waiter = there.clone();
+        let waiting =
+            tokio::spawn(
+                async move { while waiter.changed(id, 0, Interest::Status).await.is_err() {} },
+            );
+        sleep(Duration::from_millis(200)).await;
+        let begun = Instant::now();
+        while here.change(id, Change::Cancel).await.is_err() {}
+        waiting.await.unwrap();
+        if begun.elapsed() > Duration::from_secs(1) {
+            slow.push(begun.elapsed());
+        }
+    }
+    // The first may have come before the channels were found again.
+    assert!(slow.len() <= 1, "{slow:?}");
+}
