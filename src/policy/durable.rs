@@ -15,7 +15,7 @@ impl Policy {
     ///
     /// The request is taken in whole (413 past `max_body_bytes`), and kept with its method, URI, body
     /// and those headers that the builder's [`seal`](crate::OffloadBuilder::seal) leaves. It is run
-    /// through the whole service, so this is for [`always`](Self::always) in a table of [`Policies`],
+    /// through the whole service, so this is for [`always`](Self::always) in a table of [`Policies`](super::Policies),
     /// around the whole app: a route's own layer would be given a request without its path's
     /// parameters. It has a [name](Self::name) of its own, by which processes of all versions know
     /// it, and a store that keeps requests; otherwise [`Offload::layer`](crate::Offload::layer)

@@ -39,7 +39,7 @@ use crate::{
 /// 2. **What has not ended is never dropped**, and what has ended not before
 ///    [`Record::expires_at`]. From then on it is as if it had never been.
 /// 3. **Room is kept from the start.** A store that is full refuses
-///    [`insert`](Store::insert) with [`ErrorKind::StoreFull`](crate::ErrorKind::StoreFull); it never
+///    [`insert`](Store::insert) with [`ErrorKind::StoreFull`]; it never
 ///    refuses the outcome of a job that it has taken, up to the bytes named then.
 /// 4. **A change wakes.** Whoever waits in [`changed`](Store::changed) is woken by the change
 ///    itself, in this process or another; a change made before the call, and after the version that

@@ -303,3 +303,45 @@ async fn policies_that_cannot_work_are_refused() {
     let _first = offload.layer(table(durable()));
     refused(&offload, table(durable()), "same name");
 }
+
+/// A header may be kept in another form, and put back before its handler sees it.
+#[tokio::test]
+async fn headers_are_sealed_as_the_app_says() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap();
+    let offload = Offload::builder("/jobs")
+        .store(store)
+        .seal(|headers| {
+            if let Some(token) = headers.remove(header::AUTHORIZATION) {
+                let sealed: Vec<u8> = token.as_bytes().iter().map(|byte| byte ^ 1).collect();
+                headers.insert("x-sealed", HeaderValue::from_bytes(&sealed).unwrap());
+            }
+        })
+        .restore(|head: &mut Parts| {
+            if let Some(sealed) = head.headers.remove("x-sealed") {
+                let token: Vec<u8> = sealed.as_bytes().iter().map(|byte| byte ^ 1).collect();
+                let token = HeaderValue::from_bytes(&token).unwrap();
+                head.headers.insert(header::AUTHORIZATION, token);
+            }
+        })
+        .build()
+        .unwrap();
+    let who = post(async |request: Request<Body>| {
+        request.headers()[header::AUTHORIZATION].to_str().unwrap().to_owned()
+    });
+    let durable = Policy::always().durable().name("who");
+    let table = Policies::otherwise(Policy::never()).at("/who", durable);
+    let app = Router::new()
+        .route("/who", who)
+        .layer(offload.layer(table))
+        .nest_service("/jobs", offload.status());
+    let request = Request::post("/who").header(header::AUTHORIZATION, "Bearer secret");
+    let answer = app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let job = answer.headers()[header::LOCATION].to_str().unwrap().to_owned();
+    let kept = server.cli(&["get", server.cli(&["keys", "*:b:*"]).trim()]);
+    assert!(kept.contains("x-sealed") && !kept.contains("secret"), "{kept}");
+    offload.serve_durable::<_, Body, _>(app.clone());
+    app::ended(&app, &job).await;
+    let result = app::send(&app, "GET", &format!("{job}/result")).await;
+    assert_eq!((result.status().as_u16(), &**result.body()), (200, "Bearer secret"));
+}

@@ -29,7 +29,8 @@ use tokio::{
 use tower_offload::{Job, Offload, Policies, Policy};
 use tower_offload_redis::RedisStore;
 
-const LEASE: Duration = Duration::from_millis(1500);
+/// Long enough that no node of a busy machine is taken for dead while it lives.
+const LEASE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
@@ -241,7 +242,7 @@ fn killed(cluster: Cluster) {
     runtime().block_on(async {
         // All have seen Redis for as long as a lease.
         sleep(LEASE * 2).await;
-        let job = cluster.accepted(0, "/charges/8000").await;
+        let job = cluster.accepted(0, "/charges/20000").await;
         cluster.until(0, &job, |document| document["status"] == "running").await;
         let runner = cluster.runner();
         let watches = runner + 1;
@@ -263,7 +264,7 @@ fn killed(cluster: Cluster) {
 fn stopped(cluster: Cluster) {
     runtime().block_on(async {
         sleep(LEASE * 2).await;
-        let job = cluster.accepted(0, "/charges/6000").await;
+        let job = cluster.accepted(0, "/charges/15000").await;
         cluster.until(0, &job, |document| document["status"] == "running").await;
         let runner = cluster.runner();
         let watches = runner + 1;
@@ -272,8 +273,8 @@ fn stopped(cluster: Cluster) {
             |document: &Value| document["attempt"] == 2 && document["status"] == "running";
         cluster.until(watches, &job, is_second).await;
         cluster.nodes[runner].lock().unwrap().signal("CONT");
-        // Its own time is long over, and it has come to its end by now.
-        sleep(LEASE).await;
+        // Its own time is over, and it has come to its end by now.
+        sleep(LEASE * 2).await;
         let document = cluster.document(watches, &job).await;
         assert_eq!((&document["status"], &document["attempt"]), (&"running".into(), &2.into()));
         let ended = cluster.until(watches, &job, is_end).await;
