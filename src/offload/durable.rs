@@ -91,13 +91,16 @@ impl Deferred {
 }
 
 /// Takes back a job that nobody was promised. One with a claim may have been told to another request
-/// with its key, so it is canceled.
+/// with its key, so it is ended.
 async fn undo(state: Arc<State>, record: Record) {
     let (id, mut backoff) = (record.id(), Backoff::new());
     loop {
         let undone = match record.claim() {
             None => state.store.take_back(id).await,
-            Some(_) => state.store.change(id, Change::Cancel).await.map(drop),
+            Some(_) => {
+                let end = Change::Finish(End::Failure(Failure::Interrupted));
+                state.store.change(id, end).await.map(drop)
+            }
         };
         match undone {
             Ok(()) => return,

@@ -183,7 +183,7 @@ end
 -- left, after so many milliseconds; any other has failed for this reason. Gives its record.
 local function lose(job, id, index, how, reason, delay)
   if not job.running or job.attempt >= job.attempts then
-    job.is_given_up = job.attempts > 0
+    job.is_given_up = job.attempts > 0 and job.attempt > 0
     set(job, 's', 'failed')
     set(job, 'f', reason)
     return (finish(job, id, index, how))
