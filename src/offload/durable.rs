@@ -31,6 +31,11 @@ use crate::{
     store::Inserted,
 };
 
+/// In a request that is run from the store, by the desk with this identity: its layer lets it through,
+/// also in another task than the job's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RunAgain(pub(super) usize);
+
 /// So long after it was told of nothing, a process looks for jobs all the same.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -191,6 +196,7 @@ fn begin<S, ReqB, ResB>(
     if let Some(restore) = &state.restore {
         restore(&mut head);
     }
+    head.extensions.insert(RunAgain(state.identity()));
     let request = Request::from_parts(head, Whole::kept(body, &state).into_body::<ReqB>());
     let target = target_of(&request);
     let span = Span::current();

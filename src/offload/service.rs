@@ -18,6 +18,7 @@ use super::{
     Answers, Movable, ResponseFuture,
     answer::plain,
     deferred::{Deferred, key_of},
+    durable::RunAgain,
     layer::{FirstLook, Route, Shared},
     rescue::Rescue,
     watch::{Watch, target_of},
@@ -95,7 +96,9 @@ impl<S> OffloadService<S> {
 
 /// Whether this is a request for the status service, or one that an outer layer watches already.
 fn is_seen_to<B>(state: &Arc<State>, request: &Request<B>) -> bool {
-    state.urls.is_status_path(request.uri().path()) || watched_by(state.identity())
+    state.urls.is_status_path(request.uri().path())
+        || watched_by(state.identity())
+        || request.extensions().get() == Some(&RunAgain(state.identity()))
 }
 
 /// What becomes of a request.

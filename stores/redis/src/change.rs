@@ -67,7 +67,7 @@ impl Inner {
                 match read::<bool>(applied.clone())? {
                     true => {
                         if record.status().is_end() && !matches!(change, Change::Remove) {
-                            self.ended.note(id);
+                            self.ended.note(id, matches!(change, Change::Cancel));
                         }
                         Ok(Changed::Applied(record))
                     }

@@ -16,19 +16,21 @@ use crate::store::Inner;
 const WINDOW: Duration = Duration::from_secs(60);
 const MOST: usize = 1 << 16;
 
+type IsCanceled = bool;
+
 #[derive(Debug, Default)]
-pub(crate) struct Ended(Mutex<VecDeque<(Instant, JobId)>>);
+pub(crate) struct Ended(Mutex<VecDeque<(Instant, JobId, IsCanceled)>>);
 
 impl Ended {
-    pub(crate) fn note(&self, id: JobId) {
+    pub(crate) fn note(&self, id: JobId, is_canceled: bool) {
         let mut all = self.lock();
-        while all.len() >= MOST || all.front().is_some_and(|(at, _)| at.elapsed() > WINDOW) {
+        while all.len() >= MOST || all.front().is_some_and(|(at, ..)| at.elapsed() > WINDOW) {
             all.pop_front();
         }
-        all.push_back((Instant::now(), id));
+        all.push_back((Instant::now(), id, is_canceled));
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, JobId)>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, JobId, IsCanceled)>> {
         // Nothing that can panic runs under the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -37,9 +39,13 @@ impl Ended {
 impl Inner {
     /// Ends again what had ended before a connection was lost. Its outcome is gone.
     pub(crate) async fn end_again(&self) -> Result<(), Error> {
-        let all: Vec<_> = self.ended.lock().iter().map(|(_, id)| *id).collect();
-        for id in all {
-            let lost = Change::Finish(End::Failure(Failure::NodeLost));
+        let all: Vec<_> = self.ended.lock().iter().map(|(_, id, how)| (*id, *how)).collect();
+        for (id, is_canceled) in all {
+            // A cancellation is anybody's to say, also of a durable job that another node has run.
+            let lost = match is_canceled {
+                true => Change::Cancel,
+                false => Change::Finish(End::Failure(Failure::NodeLost)),
+            };
             if let Changed::Applied(_) = self.change(id, lost).await? {
                 tracing::error!(job = %id, "Redis has lost the end of a job");
             }

@@ -70,7 +70,9 @@ impl Arrivals {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % JobId::PARTITIONS;
         let mut policies = self.lock();
         let hints = policies.entry(policy.to_owned()).or_default();
-        if hints.partitions.is_empty() && hints.scanned.is_none_or(|at| at.elapsed() >= SCAN) {
+        // Less often where there is always something: it is looked for between two jobs.
+        let every = if hints.partitions.is_empty() { SCAN } else { SCAN * 5 };
+        if hints.scanned.is_none_or(|at| at.elapsed() >= every) {
             hints.scanned = Some(Instant::now());
             hints.partitions = (0..JobId::PARTITIONS).collect();
         }
@@ -145,11 +147,18 @@ impl Inner {
             call.arg(&*self.node.id()).arg(self.keys.jobs(partition));
             call.arg(self.connection().publish()).arg(self.keys.channel(partition));
             match self.run(&call, "cannot take a job").await {
-                Ok(answer) => match taken(&read::<Vec<Value>>(answer)?)? {
-                    Taken::Nothing => return Ok(None),
-                    Taken::Job(record, request) => return Ok(Some((*record, request))),
-                    Taken::Fenced => drop(self.renew().await?),
-                },
+                Ok(answer) => {
+                    let answer = read::<Vec<Value>>(answer)?;
+                    match taken(&answer) {
+                        Ok(Taken::Nothing) => return Ok(None),
+                        Ok(Taken::Job(record, request)) => return Ok(Some((*record, request))),
+                        Ok(Taken::Fenced) => drop(self.renew().await?),
+                        Err(error) => {
+                            self.end_unread(&answer).await;
+                            return Err(error);
+                        }
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
@@ -157,6 +166,20 @@ impl Inner {
                     );
                     sleep(AGAIN).await;
                 }
+            }
+        }
+    }
+
+    /// Ends a job that was taken and cannot be read: it is running, and nobody can run it.
+    async fn end_unread(&self, answer: &[Value]) {
+        let id = answer.first().and_then(|id| read::<String>(id.clone()).ok()?.parse().ok());
+        let Some(id) = id else { return };
+        let end = Change::Finish(End::Failure(Failure::ServiceError));
+        for _ in 0..100 {
+            match self.change(id, end.clone()).await {
+                // It is done, and what it has become cannot be read either.
+                Err(error) if error.kind() != ErrorKind::Corrupt => sleep(AGAIN).await,
+                _ => return,
             }
         }
     }

@@ -345,3 +345,233 @@ async fn headers_are_sealed_as_the_app_says() {
     let result = app::send(&app, "GET", &format!("{job}/result")).await;
     assert_eq!((result.status().as_u16(), &**result.body()), (200, "Bearer secret"));
 }
+
+/// A middleware around the layer that calls what is inside of it in a task of its own, as
+/// `tower::buffer` does.
+#[tokio::test]
+async fn a_request_that_is_run_in_another_task_is_not_enqueued_again() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap();
+    let offload = Offload::builder("/jobs").store(store).build().unwrap();
+    let durable = Policy::always().durable().name("work");
+    let table = Policies::otherwise(Policy::never()).at("/work", durable);
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counts = begun.clone();
+    let app = Router::new()
+        .route(
+            "/work",
+            post(async move || {
+                counts.fetch_add(1, SeqCst);
+                "done"
+            }),
+        )
+        .layer(offload.layer(table))
+        .nest_service("/jobs", offload.status());
+    let inner = app.clone();
+    let spawns = tower::service_fn(move |request: Request<Body>| {
+        let inner = inner.clone();
+        async move { tokio::spawn(inner.oneshot(request)).await.unwrap() }
+    });
+    let request = Request::post("/work").body(Body::empty()).unwrap();
+    let answer = spawns.clone().oneshot(request).await.unwrap();
+    assert_eq!(answer.status(), 202);
+    let job = answer.headers()[header::LOCATION].to_str().unwrap().to_owned();
+    offload.serve_durable::<_, Body, _>(spawns);
+    app::ended(&app, &job).await;
+    sleep(Duration::from_secs(2)).await;
+    let kept = server.cli(&["keys", "*:j:*"]);
+    let result = app::send(&app, "GET", &format!("{job}/result")).await;
+    assert_eq!(
+        (kept.lines().count(), result.status().as_u16(), begun.load(SeqCst)),
+        (1, 200, 1),
+        "jobs in Redis, status of the result, runs of the handler"
+    );
+}
+
+/// Redis forgets a cancellation; whoever ran the job has let go of it.
+#[tokio::test]
+async fn a_cancel_that_redis_forgets_leaves_no_job_that_runs_nowhere() {
+    let server = Server::start(&[]);
+    let hands = Hands::default();
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix()).lease(LEASE);
+    let accepts = Node::start(builder.clone(), &hands, false).await;
+    let serves = Node::start(builder, &hands, true).await;
+    let job = accepts.accepted("/charges/gated").await;
+    until("it is begun", || hands.begun.load(SeqCst) == 1).await;
+    server.cli(&["save"]);
+    assert!(app::send(&accepts.app, "DELETE", &job).await.status().is_success());
+    assert_eq!(app::poll(&accepts.app, &job).await["status"], "canceled");
+    // Its handler is dropped.
+    sleep(Duration::from_millis(500)).await;
+    server.restart();
+    let begun = Instant::now();
+    loop {
+        let document = app::poll(&accepts.app, &job).await;
+        if document["status"] != "running" {
+            break;
+        }
+        assert!(begun.elapsed() < LEASE * 15, "nobody runs it, and it is running: {document}");
+        sleep(Duration::from_millis(100)).await;
+    }
+    drop(serves);
+}
+
+/// One request that is not as it should be keeps no other from being run.
+#[tokio::test]
+async fn a_request_of_another_type_is_no_matter_of_the_others() {
+    let server = Server::start(&[]);
+    let hands = Hands::default();
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix());
+    let accepts = Node::start(builder.clone(), &hands, false).await;
+    let bad = accepts.accepted("/charges/a").await;
+    let key = server.cli(&["keys", "*:b:*"]);
+    server.cli(&["del", key.trim()]);
+    server.cli(&["rpush", key.trim(), "x"]);
+    let _serves = Node::start(builder, &hands, true).await;
+    sleep(Duration::from_secs(3)).await;
+    let good = accepts.accepted("/charges/b").await;
+    let document = {
+        sleep(Duration::from_secs(8)).await;
+        app::poll(&accepts.app, &good).await
+    };
+    let other = app::poll(&accepts.app, &bad).await;
+    assert_eq!((&document["status"], &other["status"]), (&"succeeded".into(), &"failed".into()));
+}
+
+/// A record that cannot be read: it is an error, and nobody runs it.
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_not_left_running() {
+    let server = Server::start(&[]);
+    let hands = Hands::default();
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix());
+    let accepts = Node::start(builder.clone(), &hands, false).await;
+    accepts.accepted("/charges/a").await;
+    let key = server.cli(&["keys", "*:j:*"]);
+    server.cli(&["hset", key.trim(), "g", "no JSON"]);
+    let _serves = Node::start(builder, &hands, true).await;
+    sleep(Duration::from_secs(5)).await;
+    let status = server.cli(&["hget", key.trim(), "s"]);
+    assert_eq!((status.trim(), hands.begun.load(SeqCst)), ("failed", 0));
+}
+
+fn in_partition(partition: u8) -> tower_offload::Record {
+    let id = loop {
+        let id = tower_offload::JobId::random().unwrap();
+        if id.partition() == partition {
+            break id;
+        }
+    };
+    tower_offload::Record::queued(id, std::time::SystemTime::now(), Duration::from_secs(60))
+        .with_policy("work".into())
+        .with_attempts(3)
+}
+
+/// What is due is found also where something is always to be had elsewhere.
+#[tokio::test]
+async fn a_backlog_in_one_partition_hides_no_job_of_another() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let builder = || RedisStore::builder(server.url()).prefix(prefix.clone()).lease(LEASE);
+    let store = builder().connect().await.unwrap();
+    // A node that takes a job, and is lost.
+    let lost = in_partition(7);
+    store.enqueue(lost.clone(), "request".into(), 0).await.unwrap();
+    let dead = builder().connect().await.unwrap();
+    assert!(dead.take("work".into()).await.unwrap().is_some());
+    drop(dead);
+    for _ in 0..3000 {
+        store.enqueue(in_partition(3), "request".into(), 0).await.unwrap();
+    }
+    let begun = Instant::now();
+    // Taken and ended, one each ten milliseconds; lost for a second and another later at the most.
+    let mut others = 0;
+    while let Some((record, _)) = store.take("work".into()).await.unwrap() {
+        if record.id() == lost.id() {
+            break;
+        }
+        others += 1;
+        store.change(record.id(), tower_offload::Change::Cancel).await.unwrap();
+        sleep(Duration::from_millis(10)).await;
+        if begun.elapsed() > Duration::from_secs(15) {
+            let due = server.cli(&[
+                "zrange",
+                &format!("{{{prefix}:07}}:q:work"),
+                "0",
+                "-1",
+                "withscores",
+            ]);
+            let now = server.cli(&["time"]);
+            panic!("{others} others were taken; due, and not taken: {due} now {now}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_given_up_and_has_expired_takes_no_room() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url()).prefix(prefix.clone()).connect().await.unwrap();
+    for _ in 0..50 {
+        let id = loop {
+            let id = tower_offload::JobId::random().unwrap();
+            if id.partition() == 3 {
+                break id;
+            }
+        };
+        let record = tower_offload::Record::queued(
+            id,
+            std::time::SystemTime::now(),
+            Duration::from_millis(20),
+        )
+        .with_policy("work".into())
+        .with_attempts(1);
+        store.enqueue(record, "request".into(), 0).await.unwrap();
+        let (record, _) = store.take("work".into()).await.unwrap().unwrap();
+        let lost = tower_offload::Change::Finish(tower_offload::End::Failure(Failure::Interrupted));
+        store.change(record.id(), lost).await.unwrap();
+        sleep(Duration::from_millis(30)).await;
+    }
+    store.usage().await.unwrap();
+    let left = server.cli(&["zcard", &format!("{{{prefix}:03}}:d")]);
+    assert!(left.trim().parse::<usize>().unwrap() < 5, "{left} of expired jobs");
+}
+
+/// A call of `take` is made again, since its answer was lost; its node was taken for dead meanwhile.
+#[tokio::test]
+async fn a_take_that_is_made_again_does_not_give_what_is_another_nodes_by_now() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url())
+        .prefix(prefix.clone())
+        .lease(LEASE)
+        .connect()
+        .await
+        .unwrap();
+    let record = in_partition(3);
+    store.enqueue(record.clone(), "request".into(), 0).await.unwrap();
+    let (head, take) = include_str!("../src/lua/take.lua").split_once('\n').unwrap();
+    let script = format!("{head}\n{}\n{take}", include_str!("../src/lua/common.lua"));
+    let key = |kind: &str| format!("{{{prefix}:03}}:{kind}");
+    let take = || {
+        let keys = [key("q:work"), key("f"), key("t:call"), "late".into(), key("j:")];
+        let mut call = vec!["eval", &script, "3"];
+        call.extend(keys.iter().map(String::as_str));
+        let channel = key("changes");
+        call.extend(["publish", &channel]);
+        server.cli(&call)
+    };
+    server.cli(&["zadd", &format!("{{{prefix}:nodes}}:l"), "1", "late"]);
+    let first = take();
+    assert!(first.contains("running"), "{first}");
+    let begun = Instant::now();
+    let other = loop {
+        if let Some((record, _)) = store.take("work".into()).await.unwrap() {
+            break record;
+        }
+        assert!(begun.elapsed() < LEASE * 20);
+        sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!((other.id(), other.attempt()), (record.id(), Some(2)));
+    let again = take();
+    assert_eq!(again.trim(), "fenced");
+}

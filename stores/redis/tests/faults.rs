@@ -593,3 +593,49 @@ async fn slots_that_have_moved_wake_waiters() {
     // The first may have come before the channels were found again.
     assert!(slow.len() <= 1, "{slow:?}");
 }
+
+/// As tower-offload does it (src/offload/durable.rs, `undo`).
+#[tokio::test]
+async fn a_durable_job_with_a_key_that_was_held_up_is_not_running_after_it_was_ended() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url())
+        .prefix(fresh_prefix())
+        .wait_replicas(1)
+        .connect()
+        .await
+        .unwrap();
+    // No replica: WAIT takes half a second each.
+    let mut tasks = Vec::new();
+    for number in 0..8_u8 {
+        if number == 4 {
+            sleep(Duration::from_millis(100)).await;
+        }
+        let store = store.clone();
+        tasks.push(tokio::spawn(async move {
+            let key = Digest::from([number; 32]);
+            let id = JobId::random_beside(&key).unwrap();
+            let record = Record::queued(id, SystemTime::now(), TTL)
+                .with_policy("work".into())
+                .with_claim(Claim::new(key, key))
+                .with_attempts(3);
+            assert!(store.enqueue(record, "request".into(), 0).await.is_err());
+            while store
+                .change(id, Change::Finish(End::Failure(Failure::Interrupted)))
+                .await
+                .is_err()
+            {}
+            id
+        }));
+    }
+    let mut ids = Vec::new();
+    for task in tasks {
+        ids.push(task.await.unwrap());
+    }
+    sleep(Duration::from_secs(6)).await;
+    let mut left = 0;
+    for id in ids {
+        let record = store.read(id).await.unwrap();
+        left += usize::from(record.is_some_and(|record| !record.status().is_end()));
+    }
+    assert_eq!(left, 0, "jobs that were ended wait to be run");
+}

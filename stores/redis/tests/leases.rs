@@ -201,7 +201,7 @@ async fn a_replica_that_takes_over_has_what_was_promised_and_nobody_is_lost() {
     }
     let proxy = Proxy::start(server.port).await;
     let builder = RedisStore::builder(proxy.url()).prefix(fresh_prefix()).lease(LEASE);
-    let builder = builder.wait_replicas(1).timeout(Duration::from_millis(500));
+    let builder = builder.wait_replicas(1).timeout(Duration::from_secs(2));
     let nodes = [builder.clone().connect().await.unwrap(), builder.connect().await.unwrap()];
     let mut jobs = Vec::new();
     for node in &nodes {

@@ -22,9 +22,10 @@ if job.open and job.node and is_fenced(fences, job.node) then
   return {0, lose(job, id, index, how, 'node_lost', backoff(job.attempt))}
 end
 
--- A durable job may be another node's by now: what this one has to say of it comes too late.
+-- A durable job that was begun may be another node's by now, or nobody's: what this one has to say of it
+-- comes too late.
 local is_its_nodes = change ~= 'cancel' and change ~= 'remove'
-if is_its_nodes and job.attempts > 0 and job.node ~= node then
+if is_its_nodes and job.attempt > 0 and job.node ~= node then
   return {0, redis.call('HGETALL', key)}
 end
 

@@ -159,6 +159,7 @@ local function finish(job, id, index, how)
     redis.call('ZREM', queue(job.key, job.policy), id)
     if job.is_given_up then
       redis.call('PEXPIREAT', request(job.key, id), expires)
+      redis.call('ZREMRANGEBYSCORE', given_up(job.key), '-inf', '(' .. clock())
       redis.call('ZADD', given_up(job.key), expires, id)
     else
       redis.call('DEL', request(job.key, id))

@@ -6,12 +6,19 @@
 local waiting, fences, taken = unpack(KEYS)
 local node, jobs, how = ARGV[1], ARGV[2], {command = ARGV[3], channel = ARGV[4]}
 local function answer(id)
-  return {id, redis.call('HGETALL', jobs .. id), redis.call('GET', request(jobs .. id, id))}
+  -- One that is of another type is as good as lost: whoever runs the job ends it.
+  local kept = redis.pcall('GET', request(jobs .. id, id))
+  return {id, redis.call('HGETALL', jobs .. id), type(kept) == 'string' and kept}
 end
 local before = redis.call('GET', taken)
 if before then
-  -- The answer was lost.
-  return answer(before)
+  local job = load(jobs .. before)
+  if job and job.running and job.node == node and not is_fenced(fences, node) then
+    -- The answer was lost.
+    return answer(before)
+  end
+  -- It has ended, or is another node's by now.
+  redis.call('DEL', taken)
 end
 if is_fenced(fences, node) then
   return {'fenced'}
