@@ -27,8 +27,7 @@ use crate::{
     body::{RequestBody, StatusBody},
     error::{BoxError, Error, ErrorKind},
     job::{Asked, Change, Claim, End, Failure, Record, request_from_bytes, request_to_bytes},
-    run::{Backoff, Durable, Place, Refusal, Registered, State, Work},
-    store::Inserted,
+    run::{Backoff, Durable, Place, Refusal, Registered, State, Work, kept, undo},
 };
 
 /// In a request that is run from the store, by the desk with this identity: its layer lets it through,
@@ -79,41 +78,12 @@ impl Deferred {
         let request = request_to_bytes(&head, body).ok_or_else(|| {
             Refusal::Store(Error::new(ErrorKind::StoreUnavailable, "a request beyond all bounds"))
         })?;
-        let (kept, outcome_bytes) = (record.clone(), state.limits.max_outcome_bytes);
-        match state.store.enqueue(kept, request, outcome_bytes).await {
-            Ok(Inserted::New) => Ok(record),
-            Ok(Inserted::Claimed(holder)) => Err(Refusal::Claimed(Box::new(holder))),
-            Err(error) if error.kind() == ErrorKind::StoreFull => {
-                Err(Refusal::Full("max_stored_bytes"))
-            }
-            Err(error) => {
-                // Nobody knows whether it is there.
-                tokio::spawn(undo(Arc::clone(state), record));
-                Err(Refusal::Store(error))
-            }
+        let outcome_bytes = state.limits.max_outcome_bytes;
+        let enqueued = kept(state.store.enqueue(record.clone(), request, outcome_bytes).await);
+        if let Err(Refusal::Store(_)) = &enqueued {
+            tokio::spawn(undo(Arc::clone(state), record.clone()));
         }
-    }
-}
-
-/// Takes back a job that nobody was promised. One with a claim may have been told to another request
-/// with its key, so it is ended.
-async fn undo(state: Arc<State>, record: Record) {
-    let (id, mut backoff) = (record.id(), Backoff::new());
-    loop {
-        let undone = match record.claim() {
-            None => state.store.take_back(id).await,
-            Some(_) => {
-                let end = Change::Finish(End::Failure(Failure::Interrupted));
-                state.store.change(id, end).await.map(drop)
-            }
-        };
-        match undone {
-            Ok(()) => return,
-            Err(error) => {
-                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "the store does not let go of a job, trying again");
-            }
-        }
-        backoff.wait().await;
+        enqueued.map(|()| record)
     }
 }
 

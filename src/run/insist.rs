@@ -16,6 +16,9 @@ use crate::{
     store::{Store, StoreFuture},
 };
 
+/// What is logged of a store that does not.
+pub(super) const NOT_LET_GO: &str = "the store does not let go of a job";
+
 /// Asks the store, again and again until it does what it is asked. The place is given back then.
 ///
 /// A runtime that shuts down begins no more tasks: there the store is asked once. The one in memory
@@ -43,7 +46,7 @@ pub(super) fn insist<T: Send + 'static>(
         };
         // It has the place, and gives it back when the store has done it.
         let again = move || ask(&*admission.lane().state.store);
-        until_done(id, "the store does not let go of a job", answer, again).await;
+        until_done(id, NOT_LET_GO, answer, again).await;
     });
 }
 

@@ -41,7 +41,7 @@ pub(crate) use durable::{Durable, Durables, Restore, Seal};
 pub(crate) use leave::Left;
 pub(crate) use limits::{Limits, MAX_STORED_BYTES, RETRY_AFTER};
 pub(crate) use places::{Admission, Lane, Place, Places};
-pub(crate) use register::{Refusal, Registered, Registering};
+pub(crate) use register::{Refusal, Registered, Registering, kept, undo};
 pub(crate) use task::Work;
 
 use self::account::Accounts;

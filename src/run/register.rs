@@ -4,6 +4,7 @@
 use std::{
     future::Future,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -12,7 +13,10 @@ use tokio::{
     task::{JoinHandle, coop::unconstrained},
 };
 
-use super::{Admission, Place, insist::insist};
+use super::{
+    Admission, Place, State,
+    insist::{NOT_LET_GO, insist, until_done},
+};
 use crate::{
     error::{Error, ErrorKind},
     job::{Change, End, Failure, JobId, Record},
@@ -65,15 +69,12 @@ impl Registered {
 
     /// What the store says of the job.
     fn inserted(&mut self, inserted: Result<Inserted, Error>) -> Result<(), Refusal> {
-        let refusal = match inserted {
-            Ok(Inserted::New) => return Ok(()),
-            Ok(Inserted::Claimed(holder)) => Refusal::Claimed(Box::new(holder)),
-            Err(error) if error.kind() == ErrorKind::StoreFull => Refusal::Full("max_stored_bytes"),
-            Err(error) => return Err(Refusal::Store(error)),
-        };
-        // It is known not to be there.
-        self.admission = None;
-        Err(refusal)
+        let kept = kept(inserted);
+        if let Err(Refusal::Claimed(_) | Refusal::Full(_)) = &kept {
+            // It is known not to be there.
+            self.admission = None;
+        }
+        kept
     }
 
     pub(crate) fn record(&self) -> &Record {
@@ -92,6 +93,35 @@ impl Registered {
     /// What runs the job, whatever becomes of the request.
     pub(super) fn into_parts(mut self) -> Option<(Admission, Handle)> {
         Some((self.admission.take()?, self.runtime.clone()))
+    }
+}
+
+/// What the answer to an insertion says: with `Refusal::Store`, nobody knows whether the job is there.
+pub(crate) fn kept(inserted: Result<Inserted, Error>) -> Result<(), Refusal> {
+    match inserted {
+        Ok(Inserted::New) => Ok(()),
+        Ok(Inserted::Claimed(holder)) => Err(Refusal::Claimed(Box::new(holder))),
+        Err(error) if error.kind() == ErrorKind::StoreFull => {
+            Err(Refusal::Full("max_stored_bytes"))
+        }
+        Err(error) => Err(Refusal::Store(error)),
+    }
+}
+
+/// Takes back a durable job that nobody was promised. One with a claim may have been told to another
+/// request with its key, so it is ended.
+pub(crate) async fn undo(state: Arc<State>, record: Record) {
+    let id = record.id();
+    match record.claim() {
+        None => {
+            let ask = || state.store.take_back(id);
+            until_done(id, NOT_LET_GO, ask().await, ask).await;
+        }
+        Some(_) => {
+            let end = || Change::Finish(End::Failure(Failure::Interrupted));
+            let ask = || state.store.change(id, end());
+            until_done(id, NOT_LET_GO, ask().await, ask).await;
+        }
     }
 }
 

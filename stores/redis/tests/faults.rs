@@ -17,6 +17,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tower_offload::{
@@ -131,17 +132,32 @@ async fn pump(
     tokio::join!(write, read);
 }
 
-/// T1
+/// A store that waits for a replica that there is not: half a second for each job.
+async fn without_replica() -> (Server, RedisStore) {
+    let server = Server::start(&[]);
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix()).wait_replicas(1);
+    let store = builder.connect().await.unwrap();
+    (server, store)
+}
+
+/// How many of the jobs that these tasks have undone are open, once all that was held up has come.
+async fn open_at_last(store: &RedisStore, tasks: Vec<JoinHandle<JobId>>) -> usize {
+    let mut ids = Vec::new();
+    for task in tasks {
+        ids.push(task.await.unwrap());
+    }
+    sleep(Duration::from_secs(6)).await;
+    let mut left = 0;
+    for id in ids {
+        let record = store.read(id).await.unwrap();
+        left += usize::from(record.is_some_and(|record| !record.status().is_end()));
+    }
+    left
+}
+
 #[tokio::test]
 async fn an_insert_that_waits_for_replicas_is_not_carried_out_after_it_was_taken_back() {
-    let server = Server::start(&[]);
-    let store = RedisStore::builder(server.url())
-        .prefix(fresh_prefix())
-        .wait_replicas(1)
-        .connect()
-        .await
-        .unwrap();
-    // No replica: WAIT takes half a second each.
+    let (_server, store) = without_replica().await;
     let mut tasks = Vec::new();
     for number in 0..8 {
         if number == 4 {
@@ -167,20 +183,13 @@ async fn an_insert_that_waits_for_replicas_is_not_carried_out_after_it_was_taken
             record.id()
         }));
     }
-    let mut ids = Vec::new();
-    for task in tasks {
-        ids.push(task.await.unwrap());
-    }
-    sleep(Duration::from_secs(6)).await;
-    let mut left = 0;
-    for id in ids {
-        let record = store.read(id).await.unwrap();
-        left += usize::from(record.is_some_and(|record| !record.status().is_end()));
-    }
-    assert_eq!(left, 0, "jobs that were taken back are there, running");
+    assert_eq!(
+        open_at_last(&store, tasks).await,
+        0,
+        "jobs that were taken back are there, running"
+    );
 }
 
-/// T2a
 #[tokio::test]
 async fn chunks_that_were_given_up_expire() {
     let server = Server::start(&[]);
@@ -201,7 +210,6 @@ async fn chunks_that_were_given_up_expire() {
     }
 }
 
-/// T2b
 #[tokio::test]
 async fn the_chunks_of_an_outcome_that_found_no_room_do_not_take_it_up() {
     let server = Server::start(&[]);
@@ -230,7 +238,6 @@ async fn the_chunks_of_an_outcome_that_found_no_room_do_not_take_it_up() {
     panic!("{:?}\n{keys}", last.unwrap());
 }
 
-/// T3
 #[tokio::test]
 async fn one_job_that_is_not_as_it_should_be_keeps_no_other_from_its_end() {
     let server = Server::start(&[]);
@@ -258,7 +265,6 @@ async fn one_job_that_is_not_as_it_should_be_keeps_no_other_from_its_end() {
     assert_eq!(left, 0, "of {} jobs of a dead node; its sets: {sets:?}", ids.len());
 }
 
-/// T4
 #[tokio::test]
 async fn a_connection_that_is_silent_is_replaced() {
     let server = Server::start(&[]);
@@ -282,7 +288,6 @@ async fn a_connection_that_is_silent_is_replaced() {
     eprintln!("again after {:?}", begun.elapsed());
 }
 
-/// T5
 #[tokio::test]
 async fn who_ends_the_jobs_of_a_dead_node_is_not_taken_for_dead() {
     let server = Server::start(&[]);
@@ -305,7 +310,6 @@ async fn who_ends_the_jobs_of_a_dead_node_is_not_taken_for_dead() {
     assert_eq!((record.status(), record.failure()), (Status::Running, None));
 }
 
-/// T7
 #[tokio::test]
 async fn nothing_is_counted_of_what_was_removed_and_has_expired() {
     let server = Server::start(&[]);
@@ -320,7 +324,6 @@ async fn nothing_is_counted_of_what_was_removed_and_has_expired() {
     assert_eq!(store.usage().await.unwrap(), []);
 }
 
-/// T8
 #[tokio::test]
 async fn a_primary_that_is_gone_is_no_matter_of_the_others() {
     let cluster = Cluster::start();
@@ -357,7 +360,6 @@ async fn a_primary_that_is_gone_is_no_matter_of_the_others() {
     }
 }
 
-/// T11
 #[tokio::test]
 async fn an_insert_that_was_held_up_is_not_carried_out_after_it_was_taken_back() {
     let server = Server::start(&[]);
@@ -388,7 +390,6 @@ async fn an_insert_that_was_held_up_is_not_carried_out_after_it_was_taken_back()
     assert!(store.read(record.id()).await.unwrap().is_none(), "it is there");
 }
 
-/// T12
 #[tokio::test]
 async fn an_insert_into_a_cluster_is_not_carried_out_after_it_was_taken_back() {
     let cluster = Cluster::start();
@@ -440,7 +441,6 @@ async fn an_insert_into_a_cluster_is_not_carried_out_after_it_was_taken_back() {
     assert_eq!(left, [], "jobs that were taken back are there, running");
 }
 
-/// T6
 async fn failover() -> (bool, Status) {
     let server = Server::start(&[]);
     let mut wire = Wire::start(server.port, Duration::ZERO).await;
@@ -508,7 +508,6 @@ async fn failover_an_end_that_was_lost() {
     assert_ne!(failover().await.1, Status::Running, "nobody ever ends it");
 }
 
-/// c
 #[tokio::test]
 async fn counts_that_are_wrong_are_an_error() {
     let server = Server::start(&[]);
@@ -522,7 +521,6 @@ async fn counts_that_are_wrong_are_an_error() {
     eprintln!("{told:?}");
 }
 
-/// b
 #[tokio::test]
 async fn a_clock_that_was_set_back_hides_no_death() {
     let server = Server::start(&[]);
@@ -597,14 +595,7 @@ async fn slots_that_have_moved_wake_waiters() {
 /// As tower-offload does it (src/offload/durable.rs, `undo`).
 #[tokio::test]
 async fn a_durable_job_with_a_key_that_was_held_up_is_not_running_after_it_was_ended() {
-    let server = Server::start(&[]);
-    let store = RedisStore::builder(server.url())
-        .prefix(fresh_prefix())
-        .wait_replicas(1)
-        .connect()
-        .await
-        .unwrap();
-    // No replica: WAIT takes half a second each.
+    let (_server, store) = without_replica().await;
     let mut tasks = Vec::new();
     for number in 0..8_u8 {
         if number == 4 {
@@ -627,15 +618,5 @@ async fn a_durable_job_with_a_key_that_was_held_up_is_not_running_after_it_was_e
             id
         }));
     }
-    let mut ids = Vec::new();
-    for task in tasks {
-        ids.push(task.await.unwrap());
-    }
-    sleep(Duration::from_secs(6)).await;
-    let mut left = 0;
-    for id in ids {
-        let record = store.read(id).await.unwrap();
-        left += usize::from(record.is_some_and(|record| !record.status().is_end()));
-    }
-    assert_eq!(left, 0, "jobs that were ended wait to be run");
+    assert_eq!(open_at_last(&store, tasks).await, 0, "jobs that were ended wait to be run");
 }

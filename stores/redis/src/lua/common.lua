@@ -97,6 +97,22 @@ local function is_forbidden(job, node, number)
   return by == node and tonumber(number) < tonumber(since)
 end
 
+-- Gives a new job its claim, if it has one; or gives what is to be told instead: {'known'} if its id is, or
+-- was undone, or {id, record} of the job with the claim.
+local function admit(job, id, claim, node, number)
+  if redis.call('EXISTS', job) == 1 or is_forbidden(job, node, number) then
+    return {'known'}
+  end
+  local holder = claim and redis.call('GET', claim)
+  local record = holder and redis.call('HGETALL', base(job) .. 'j:' .. holder) or {}
+  if #record > 0 then
+    return {holder, record}
+  end
+  if claim then
+    redis.call('SET', claim, id)
+  end
+end
+
 local function set(job, name, value)
   job.fields[#job.fields + 1] = name
   job.fields[#job.fields + 1] = value

@@ -7,16 +7,9 @@
 local job, index, counts, claim = unpack(KEYS)
 local id, how, policy = ARGV[1], {command = ARGV[2], channel = ARGV[3]}, ARGV[4]
 sweep(index, counts, 8)
-if redis.call('EXISTS', job) == 1 or is_forbidden(job, ARGV[6], ARGV[7]) then
-  return {'known'}
-end
-if claim then
-  local holder = redis.call('GET', claim)
-  local record = holder and redis.call('HGETALL', base(job) .. 'j:' .. holder) or {}
-  if #record > 0 then
-    return {holder, record}
-  end
-  redis.call('SET', claim, id)
+local refused = admit(job, id, claim, ARGV[6], ARGV[7])
+if refused then
+  return refused
 end
 redis.call('HSET', job, unpack(ARGV, 8))
 redis.call('SET', request(job, id), ARGV[5])

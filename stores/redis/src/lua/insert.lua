@@ -11,16 +11,9 @@ if is_fenced(fences, node) then
   return {'fenced'}
 end
 sweep(index, counts, 8)
-if redis.call('EXISTS', job) == 1 or is_forbidden(job, node, ARGV[4]) then
-  return {'known'}
-end
-if claim then
-  local holder = redis.call('GET', claim)
-  local record = holder and redis.call('HGETALL', base(job) .. 'j:' .. holder) or {}
-  if #record > 0 then
-    return {holder, record}
-  end
-  redis.call('SET', claim, id)
+local refused = admit(job, id, claim, node, ARGV[4])
+if refused then
+  return refused
 end
 redis.call('HSET', job, 'y', node, unpack(ARGV, 5))
 redis.call('SADD', runs(job, node), id)
