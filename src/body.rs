@@ -18,25 +18,100 @@ use http_body_util::{
     combinators::{BoxBody, UnsyncBoxBody},
 };
 
+use crate::error::Error;
+
 /// The body of everything that [`StatusService`](crate::StatusService) answers: bytes, then
-/// trailers where the replayed response had any.
-#[derive(Debug, Default)]
-pub struct StatusBody {
-    data: Bytes,
-    trailers: Option<HeaderMap>,
+/// trailers where the replayed response had any. It is whole and cannot fail, but for a replay that the
+/// store gives [in pieces](crate::store::Fetched::in_pieces): that one fails where the store does.
+#[derive(Debug)]
+pub struct StatusBody(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Whole(Whole),
+    Pieces(BoxBody<Bytes, Error>),
+}
+
+impl Default for StatusBody {
+    fn default() -> Self {
+        Self::new(Bytes::new(), None)
+    }
 }
 
 impl StatusBody {
     pub(crate) fn new(data: Bytes, trailers: Option<HeaderMap>) -> Self {
-        Self { data, trailers }
+        Self(Kind::Whole(Whole { data, trailers }))
     }
 
-    pub(crate) fn into_parts(self) -> (Bytes, Option<HeaderMap>) {
-        (self.data, self.trailers)
+    pub(crate) fn in_pieces(pieces: BoxBody<Bytes, Error>) -> Self {
+        Self(Kind::Pieces(pieces))
+    }
+
+    /// The same, with all of its bytes here where `B` is made of no other.
+    pub(crate) async fn fit_for<B: ResponseBody>(self) -> Result<Self, Error> {
+        match self.0 {
+            Kind::Pieces(pieces) if B::FROM_PIECES.is_none() => {
+                let collected = pieces.collect().await?;
+                let trailers = collected.trailers().cloned();
+                Ok(Self::new(collected.to_bytes(), trailers))
+            }
+            kind => Ok(Self(kind)),
+        }
+    }
+
+    /// As a body of this type.
+    ///
+    /// # Panics
+    /// If it is not [`fit_for`](Self::fit_for) that type.
+    pub(crate) fn made<B: ResponseBody>(self) -> B {
+        match (self.0, B::FROM_PIECES) {
+            (Kind::Whole(Whole { data, trailers }), _) => B::from_bytes(data, trailers),
+            (pieces, Some(from_pieces)) => from_pieces(Self(pieces)),
+            (Kind::Pieces(_), None) => unreachable!("whoever answers makes it fit"),
+        }
     }
 }
 
 impl Body for StatusBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut self.0 {
+            Kind::Whole(whole) => {
+                let frame = Pin::new(whole).poll_frame(cx);
+                frame.map_err(|never| match never {})
+            }
+            Kind::Pieces(pieces) => Pin::new(pieces).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Whole(whole) => whole.is_end_stream(),
+            Kind::Pieces(pieces) => pieces.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Whole(whole) => whole.size_hint(),
+            Kind::Pieces(pieces) => pieces.size_hint(),
+        }
+    }
+}
+
+/// Bytes that are here, and trailers.
+#[derive(Debug)]
+struct Whole {
+    data: Bytes,
+    trailers: Option<HeaderMap>,
+}
+
+impl Body for Whole {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -56,16 +131,20 @@ impl Body for StatusBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let len = self.data.len() as u64;
-        if self.trailers.is_none() {
-            return SizeHint::with_exact(len);
-        }
-        // hyper makes a Content-Length of an exact size, and then sends no trailers on HTTP/1.1
-        // (hyper, src/proto/h1/role.rs and encode.rs).
-        let mut hint = SizeHint::new();
-        hint.set_lower(len);
-        hint
+        sized(self.data.len() as u64, self.trailers.is_some())
     }
+}
+
+/// The size of a body of so many bytes.
+pub(crate) fn sized(len: u64, has_trailers: bool) -> SizeHint {
+    if !has_trailers {
+        return SizeHint::with_exact(len);
+    }
+    // hyper makes a Content-Length of an exact size, and then sends no trailers on HTTP/1.1
+    // (hyper, src/proto/h1/role.rs and encode.rs).
+    let mut hint = SizeHint::new();
+    hint.set_lower(len);
+    hint
 }
 
 /// A response body that the layer can make: for its own 202 and 503 answers, and for what the
@@ -75,6 +154,11 @@ impl Body for StatusBody {
 /// [`UnsyncBoxBody`] and [`StatusBody`]. Implement it for a body type of your own to put the layer
 /// around a service that answers with it.
 pub trait ResponseBody: Body + Sized {
+    /// Makes a body of one that comes in pieces, and may fail in their midst. Default: none, and what
+    /// comes in pieces is put together in memory first; a body whose error type is the service's own
+    /// can do no better.
+    const FROM_PIECES: Option<fn(StatusBody) -> Self> = None;
+
     /// A body of these bytes and trailers. A type that cannot carry trailers leaves them out.
     fn from_bytes(data: Bytes, trailers: Option<HeaderMap>) -> Self;
 }
@@ -92,6 +176,8 @@ pub trait RequestBody: Body<Data = Bytes, Error: Send> + Send + Unpin + Sized + 
 }
 
 impl ResponseBody for StatusBody {
+    const FROM_PIECES: Option<fn(StatusBody) -> Self> = Some(|body| body);
+
     fn from_bytes(data: Bytes, trailers: Option<HeaderMap>) -> Self {
         Self::new(data, trailers)
     }
@@ -105,13 +191,13 @@ impl ResponseBody for Full<Bytes> {
 
 impl<E: 'static> ResponseBody for BoxBody<Bytes, E> {
     fn from_bytes(data: Bytes, trailers: Option<HeaderMap>) -> Self {
-        infallible(StatusBody::new(data, trailers)).boxed()
+        infallible(Whole { data, trailers }).boxed()
     }
 }
 
 impl<E: 'static> ResponseBody for UnsyncBoxBody<Bytes, E> {
     fn from_bytes(data: Bytes, trailers: Option<HeaderMap>) -> Self {
-        infallible(StatusBody::new(data, trailers)).boxed_unsync()
+        infallible(Whole { data, trailers }).boxed_unsync()
     }
 }
 
@@ -134,7 +220,7 @@ impl<E: Send + 'static> RequestBody for UnsyncBoxBody<Bytes, E> {
 }
 
 /// The body as one that could fail with any error; it cannot fail.
-fn infallible<E: 'static>(body: StatusBody) -> impl Body<Data = Bytes, Error = E> + Send + Sync {
+fn infallible<E: 'static>(body: Whole) -> impl Body<Data = Bytes, Error = E> + Send + Sync {
     body.map_err(|never| match never {})
 }
 
@@ -145,6 +231,8 @@ mod axum {
     use super::{Body, Bytes, HeaderMap, RequestBody, ResponseBody, StatusBody};
 
     impl ResponseBody for AxumBody {
+        const FROM_PIECES: Option<fn(StatusBody) -> Self> = Some(AxumBody::new);
+
         fn from_bytes(data: Bytes, trailers: Option<HeaderMap>) -> Self {
             match trailers {
                 None => AxumBody::from(data),

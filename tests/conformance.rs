@@ -19,7 +19,7 @@ use tokio::{
 };
 use tower_offload::{
     Change, Digest, End, Error, ErrorKind, JobId, MemoryStore, Outcome, Progress, Record, Store,
-    store::{Changed, Inserted, Interest, StoreFuture, Usage, conformance},
+    store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage, conformance},
 };
 
 const MIB: usize = 1 << 20;
@@ -474,8 +474,10 @@ impl Store for Plain {
         self.call(|inner| async move { Ok(inner.get(id).map(|job| job.record)) })
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
-        self.call(|inner| async move { Ok(inner.get(id).map(|job| (job.record, job.outcome))) })
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.call(|inner| async move {
+            Ok(inner.get(id).map(|job| (job.record, job.outcome.map(Fetched::from))))
+        })
     }
 
     fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {

@@ -304,7 +304,9 @@ async fn mounted_by_hand_in_plain_hyper() {
             Ok::<_, Infallible>(if is_status {
                 status.call(request).await?.map(BodyExt::boxed)
             } else {
-                slow.call(box_incoming(request)).await?.map(BodyExt::boxed)
+                slow.call(box_incoming(request))
+                    .await?
+                    .map(|body| body.map_err(|never: Infallible| match never {}).boxed())
             })
         }
     });

@@ -28,9 +28,9 @@ use tokio::{
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneService};
 use tower_offload::{
-    Change, Digest, Error, ErrorKind, Job, JobId, MemoryStore, Offload, Outcome, Owner, Policy,
-    Progress, Record, Store,
-    store::{Changed, Inserted, Interest, StoreFuture, Usage},
+    Change, Digest, Error, ErrorKind, Job, JobId, MemoryStore, Offload, Owner, Policy, Progress,
+    Record, Store,
+    store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage},
 };
 
 const BUDGET: Duration = Duration::from_millis(50);
@@ -145,7 +145,7 @@ impl Store for Noted {
         self.jobs.read(id)
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
         self.jobs.fetch(id)
     }
 

@@ -619,6 +619,8 @@ mod beside_a_model {
                 let (record, outcome) = fetched.unwrap();
                 job.is(&read.unwrap());
                 job.is(&record);
+                let outcome =
+                    outcome.map(|outcome| now(StoreFuture::new(outcome.whole())).unwrap());
                 assert_eq!(outcome.map(|outcome| outcome.as_bytes().clone()), job.outcome);
             }
             let model = &self.model;

@@ -13,9 +13,9 @@ use support::gated::{Calls, gated};
 use tokio::time::sleep;
 use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
 use tower_offload::{
-    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Offload, OffloadLayer, Outcome, Policies,
-    Policy, PolicyStats, Record, Store,
-    store::{Changed, Inserted, Interest, StoreFuture, Usage},
+    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Offload, OffloadLayer, Policies, Policy,
+    PolicyStats, Record, Store,
+    store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage},
 };
 
 const BUDGET: Duration = Duration::from_millis(50);
@@ -212,7 +212,7 @@ impl Store for Uncounted {
         self.0.read(id)
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
         self.0.fetch(id)
     }
 

@@ -30,9 +30,9 @@ use support::{
 use tokio::{sync::watch, time::Instant};
 use tower::{Service, ServiceExt};
 use tower_offload::{
-    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Offload, OffloadBuilder, Outcome, Policy,
-    Record, StatusBody, StatusFuture, StatusService, Store,
-    store::{Changed, Inserted, Interest, StoreFuture, Usage},
+    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Offload, OffloadBuilder, Policy, Record,
+    StatusBody, StatusFuture, StatusService, Store,
+    store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage},
 };
 
 // ------------------------------------------------------------------------ a store to look into
@@ -95,7 +95,7 @@ impl Store for Probe {
         self.ask(|store| store.read(id))
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
         self.ask(|store| store.fetch(id))
     }
 

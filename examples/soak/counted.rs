@@ -7,8 +7,8 @@ use std::{
 };
 
 use tower_offload::{
-    Change, Digest, End, Failure, JobId, MemoryStore, Outcome, Record, Store,
-    store::{Changed, Inserted, Interest, StoreFuture, Usage},
+    Change, Digest, End, Failure, JobId, MemoryStore, Record, Store,
+    store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage},
 };
 
 /// How a job ended, or did not.
@@ -88,7 +88,7 @@ impl Store for Counted {
         self.store.read(id)
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
         self.store.fetch(id)
     }
 

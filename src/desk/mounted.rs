@@ -13,7 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    body::ResponseBody,
+    body::{ResponseBody, StatusBody},
     offload::{BoxedOffloadLayer, OffloadLayer},
     status::{StatusFuture, StatusService},
 };
@@ -116,7 +116,7 @@ where
         if self.status.is_for(request.uri().path()) {
             // What was asked whether it is ready may hold a permit, or a place in the queue for one.
             self.inner = self.inner.clone();
-            return Inner::Status { answer: self.status.call(request) }.into();
+            return Inner::Status { answer: self.status.answer::<_, ResB>(request) }.into();
         }
         if was_ready {
             return Inner::Called { answer: self.inner.call(request) }.into();
@@ -168,10 +168,7 @@ where
             InnerProjection::Waiting { answer } => answer.as_mut().poll(cx),
             InnerProjection::Status { answer } => answer.poll(cx).map(|answer| {
                 let Ok(answer) = answer;
-                Ok(answer.map(|body| {
-                    let (data, trailers) = body.into_parts();
-                    ResB::from_bytes(data, trailers)
-                }))
+                Ok(answer.map(StatusBody::made))
             }),
         }
     }

@@ -17,7 +17,7 @@ pub(crate) use current::{Asked, Current, Said, watched_by, within};
 pub(crate) use id::IdHash;
 pub use id::JobId;
 pub use outcome::Outcome;
-pub(crate) use outcome::OutcomeWriter;
+pub(crate) use outcome::{OutcomeHead, OutcomeWriter};
 pub use owner::{Claim, Digest, Owner};
 pub use progress::Progress;
 pub use record::{Change, End, Failure, Record, Status};

@@ -45,43 +45,31 @@ impl Outcome {
     /// [`ErrorKind::Corrupt`] if these are not the bytes of an outcome.
     pub fn from_bytes(bytes: Bytes) -> Result<Self, Error> {
         let outcome = Self { bytes };
-        outcome
-            .check()
-            .then_some(outcome)
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "not the bytes of an outcome"))
+        outcome.check().then_some(outcome).ok_or_else(no_outcome)
     }
 
     fn check(&self) -> bool {
-        let whole = self.bytes.len() as u64;
-        self.bytes.len() >= PREFIX
-            && self.bytes[0] == VERSION
-            && StatusCode::from_u16(self.number(1, 2) as u16).is_ok()
-            && (PREFIX as u64 + self.number(3, 4))
-                .checked_add(self.number(7, 8))
-                .is_some_and(|end| end <= whole)
-            && read_fields(&self.bytes[PREFIX..self.body_start()]).is_some()
-            && read_fields(&self.bytes[self.body_end()..]).is_some()
-    }
-
-    /// The little-endian number of `len` bytes at `at`, in the prefix.
-    fn number(&self, at: usize, len: usize) -> u64 {
-        let mut number = [0; 8];
-        number[..len].copy_from_slice(&self.bytes[at..at + len]);
-        u64::from_le_bytes(number)
+        let end = |head: OutcomeHead| (head.len as u64).checked_add(head.body_len);
+        let Ok(Some(end)) = OutcomeHead::read(&self.bytes).map(|head| head.and_then(end)) else {
+            return false;
+        };
+        let rest = usize::try_from(end).ok().and_then(|end| self.bytes.get(end..));
+        rest.and_then(read_fields).is_some()
     }
 
     fn body_start(&self) -> usize {
-        PREFIX + self.number(3, 4) as usize
+        PREFIX + number(&self.bytes, 3, 4) as usize
     }
 
     fn body_end(&self) -> usize {
-        self.body_start() + self.number(7, 8) as usize
+        self.body_start() + number(&self.bytes, 7, 8) as usize
     }
 
     /// The response's status.
     pub fn status(&self) -> StatusCode {
         // Written from a `StatusCode`, or checked by `from_bytes`.
-        StatusCode::from_u16(self.number(1, 2) as u16).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        StatusCode::from_u16(number(&self.bytes, 1, 2) as u16)
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     /// The response's headers, repeated ones too, in the handler's order for each name.
@@ -107,6 +95,52 @@ impl std::fmt::Debug for Outcome {
             .field("status", &self.status())
             .field("bytes", &self.bytes.len())
             .finish_non_exhaustive()
+    }
+}
+
+fn no_outcome() -> Error {
+    Error::new(ErrorKind::Corrupt, "not the bytes of an outcome")
+}
+
+/// The little-endian number of `len` bytes at `at`, in the prefix.
+fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
+    let mut number = [0; 8];
+    number[..len].copy_from_slice(&bytes[at..at + len]);
+    u64::from_le_bytes(number)
+}
+
+/// What an outcome begins with: all of it but the body and the trailers.
+#[derive(Debug)]
+pub(crate) struct OutcomeHead {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// The bytes of the head itself.
+    pub(crate) len: usize,
+    pub(crate) body_len: u64,
+}
+
+impl OutcomeHead {
+    /// Reads it from the first bytes of an outcome; `None` where there are too few.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] if no outcome begins like that.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Error> {
+        if bytes.first().is_some_and(|version| *version != VERSION) {
+            return Err(no_outcome());
+        }
+        if bytes.len() < PREFIX {
+            return Ok(None);
+        }
+        let status = StatusCode::from_u16(number(bytes, 1, 2) as u16).map_err(|_| no_outcome())?;
+        let len = PREFIX + number(bytes, 3, 4) as usize;
+        let Some(fields) = bytes.get(PREFIX..len) else { return Ok(None) };
+        let headers = read_fields(fields).ok_or_else(no_outcome)?;
+        Ok(Some(Self { status, headers, len, body_len: number(bytes, 7, 8) }))
+    }
+
+    /// Reads the trailers, which are what follows the body.
+    pub(crate) fn trailers(bytes: &[u8]) -> Result<HeaderMap, Error> {
+        read_fields(bytes).ok_or_else(no_outcome)
     }
 }
 

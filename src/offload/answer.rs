@@ -32,8 +32,5 @@ pub(super) fn plain(answer: Response<Bytes>) -> Response<StatusBody> {
 
 /// An answer of ours in the service's own type.
 pub(super) fn made<ResB: ResponseBody>(answer: Response<StatusBody>) -> Response<ResB> {
-    answer.map(|body| {
-        let (data, trailers) = body.into_parts();
-        ResB::from_bytes(data, trailers)
-    })
+    answer.map(StatusBody::made)
 }

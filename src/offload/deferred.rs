@@ -31,7 +31,7 @@ use super::{
     whole::Whole,
 };
 use crate::{
-    body::{RequestBody, StatusBody},
+    body::{RequestBody, ResponseBody, StatusBody},
     error::{BoxError, Error, ErrorKind},
     job::{Asked, Claim, Digest, JobId, Owner, Record},
     run::{Admission, Lane, Refusal, Registering, Work},
@@ -63,8 +63,29 @@ impl Deferred {
         &self.route.lane
     }
 
-    /// The answer to the request. `service` is not readied.
+    /// The answer to the request, with a body that the service's own can be made of. `service` is not
+    /// readied.
     pub(super) async fn answer<S, ReqB, ResB>(
+        self,
+        service: S,
+        request: Request<ReqB>,
+    ) -> Response<StatusBody>
+    where
+        S: Service<Request<ReqB>, Response = Response<ResB>> + Send + 'static,
+        S::Error: Into<BoxError> + Send + 'static,
+        S::Future: Send + 'static,
+        ReqB: RequestBody,
+        ResB: ResponseBody + Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let lane = Arc::clone(self.lane());
+        let (head, body) = self.answer_of(service, request).await.into_parts();
+        match body.fit_for::<ResB>().await {
+            Ok(body) => Response::from_parts(head, body),
+            Err(error) => plain(refused(Refusal::Store(error), &lane)),
+        }
+    }
+
+    async fn answer_of<S, ReqB, ResB>(
         self,
         service: S,
         request: Request<ReqB>,
@@ -233,8 +254,7 @@ impl Deferred {
                 plain(wire::problem_answer(Problem::REMOVED, None))
             }
             Ok(Some((_, Some(outcome)))) => {
-                let (response, trailers) = wire::answered(&outcome);
-                response.map(|data| StatusBody::new(data, trailers))
+                wire::answered(outcome.status(), outcome.headers(), outcome.into_body())
             }
             Ok(Some((record, None))) => match wire::of_record(&record) {
                 Some(problem) => plain(wire::problem_answer(problem, None)),

@@ -194,7 +194,7 @@ impl<S> OffloadService<S> {
         S::Error: Into<BoxError> + Send + 'static,
         S::Future: Send + 'static,
         ReqB: RequestBody,
-        ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+        ResB: ResponseBody + Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         match self.way(route, head, request) {
             (Way::Through, request) => ResponseFuture::through(self.inner.call(request)),

@@ -12,14 +12,15 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    body::StatusBody,
+    body::{ResponseBody, StatusBody},
     error::Error,
-    job::{Change, Digest, JobId, Outcome, Record, Status},
+    job::{Change, Digest, JobId, Record, Status},
     run::{RETRY_AFTER, State},
-    store::Changed,
+    store::{Changed, Fetched},
     wire::{self, Preferences, Problem, Resource},
 };
 
@@ -72,16 +73,28 @@ impl<B> Service<Request<B>> for StatusService {
     }
 
     fn call(&mut self, request: Request<B>) -> StatusFuture {
-        let asked = Asked::of(&request, &self.state);
-        let asker = Asker::of(request, &self.state);
-        let state = Arc::clone(&self.state);
-        StatusFuture { answer: Box::pin(async move { answer(&state, asker, asked).await }) }
+        self.answer::<_, StatusBody>(request)
     }
 }
 
 impl StatusService {
     pub(crate) fn new(state: Arc<State>) -> Self {
         Self { state }
+    }
+
+    /// The answer to this request, with a body that `ResB` can be made of.
+    pub(crate) fn answer<ReqB, ResB: ResponseBody>(&self, request: Request<ReqB>) -> StatusFuture {
+        let asked = Asked::of(&request, &self.state);
+        let asker = Asker::of(request, &self.state);
+        let state = Arc::clone(&self.state);
+        let answer = async move {
+            let (head, body) = answer(&state, asker, asked).await.into_parts();
+            match body.fit_for::<ResB>().await {
+                Ok(body) => Response::from_parts(head, body),
+                Err(error) => store_failed(error),
+            }
+        };
+        StatusFuture { answer: Box::pin(answer) }
     }
 
     /// Whether a request for this path is one for the status service, where no router has stripped
@@ -185,7 +198,7 @@ async fn seen(
     asker: &Asker,
     id: JobId,
     resource: Resource,
-) -> Result<Option<(Record, Option<Outcome>)>, Error> {
+) -> Result<Option<(Record, Option<Fetched>)>, Error> {
     let found = match resource {
         Resource::Result => state.store.fetch(id).await?,
         _ => state.store.read(id).await?.map(|record| (record, None)),
@@ -223,11 +236,10 @@ async fn get(
     })
 }
 
-fn result(record: &Record, outcome: Option<Outcome>) -> Response<StatusBody> {
+fn result(record: &Record, outcome: Option<Fetched>) -> Response<StatusBody> {
     match (outcome, wire::of_record(record)) {
         (Some(outcome), _) => {
-            let (response, trailers) = wire::replayed(&outcome);
-            response.map(|data| StatusBody::new(data, trailers))
+            wire::replayed(outcome.status(), outcome.headers(), outcome.into_body())
         }
         (None, Some(of_job)) => problem(of_job),
         // A store that has the end of a job has its outcome; one that has lost it says so.
@@ -305,10 +317,9 @@ fn method_not_allowed(resource: Option<Resource>) -> Response<StatusBody> {
 /// content, or names that of another response, there is no length to tell (RFC 9110, section 8.6).
 fn without_body(response: Response<StatusBody>) -> Response<StatusBody> {
     let (mut head, body) = response.into_parts();
-    let (data, trailers) = body.into_parts();
     let has_length = !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    if has_length && trailers.is_none() {
-        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(data.len()));
+    if let Some(length) = body.size_hint().exact().filter(|_| has_length) {
+        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     Response::from_parts(head, StatusBody::default())
 }

@@ -16,7 +16,7 @@ use std::{
 use dashmap::{DashMap, mapref::entry::Entry};
 
 use super::{
-    Changed, Inserted, Interest, Store, StoreFuture, Usage,
+    Changed, Fetched, Inserted, Interest, Store, StoreFuture, Usage,
     budget::Budget,
     expiry::{Expire, Expiry},
     kept::{Kept, Waiter, has_passed},
@@ -107,8 +107,9 @@ impl Store for MemoryStore {
         StoreFuture::ready(Ok(self.inner.look(id, |kept| kept.record.clone())))
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
-        let fetched = self.inner.look(id, |kept| (kept.record.clone(), kept.outcome().cloned()));
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        let whole = |outcome: &Outcome| Fetched::from(outcome.clone());
+        let fetched = self.inner.look(id, |kept| (kept.record.clone(), kept.outcome().map(whole)));
         StoreFuture::ready(Ok(fetched))
     }
 

@@ -6,6 +6,7 @@ mod budget;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod expiry;
+mod fetched;
 mod kept;
 mod memory;
 mod tally;
@@ -20,12 +21,13 @@ use std::{
 };
 
 use bytes::Bytes;
+pub use fetched::Fetched;
 pub use memory::MemoryStore;
 use waiting::Waiting;
 
 use crate::{
     error::{Error, ErrorKind},
-    job::{Change, Digest, JobId, Outcome, Record},
+    job::{Change, Digest, JobId, Record},
 };
 
 /// Keeps jobs and their outcomes.
@@ -56,7 +58,7 @@ use crate::{
 /// Futures are polled on a tokio runtime, and may be dropped at any time.
 pub trait Store: Send + Sync + 'static {
     /// Keeps a new job, and room for an outcome of `outcome_bytes` (as
-    /// [`Outcome::as_bytes`] counts them).
+    /// [`Outcome::as_bytes`](crate::Outcome::as_bytes) counts them).
     ///
     /// # Errors
     /// `StoreFull` where there is no room. An id that is known already is an error too, of kind
@@ -70,7 +72,7 @@ pub trait Store: Send + Sync + 'static {
     fn read(&self, id: JobId) -> StoreFuture<Option<Record>>;
 
     /// The job's record, and its outcome if there is one that was not removed.
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>>;
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>>;
 
     /// The job that has the claim with this key, if there is one.
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>>;

@@ -1,6 +1,5 @@
 //! The headers of a kept response: what of them is kept, and what is added when it is replayed.
 
-use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, response::Parts,
     uri::PathAndQuery,
@@ -11,7 +10,6 @@ use iri_string::{
 };
 
 use super::document::NO_STORE;
-use crate::job::Outcome;
 
 /// `AsyncResult` (OData 4.01, part 1, section 8.3.1): the status of the handler's own response.
 const ASYNC_RESULT: HeaderName = HeaderName::from_static("asyncresult");
@@ -94,31 +92,29 @@ fn resolved(headers: &HeaderMap, name: &HeaderName, target: &PathAndQuery) -> Op
     HeaderValue::from_str(resolved.as_str().strip_prefix(ORIGIN)?).ok()
 }
 
-/// The response that replays this outcome, and its trailers. A handler's own 202 is replayed as 200:
-/// whoever polls until it is not 202 would go round for ever.
-pub(crate) fn replayed(outcome: &Outcome) -> (Response<Bytes>, Option<HeaderMap>) {
-    let mut response = Response::new(outcome.body());
-    let status = outcome.status();
+/// The response that replays an outcome with this status and these headers. A handler's own 202 is
+/// replayed as 200: whoever polls until it is not 202 would go round for ever.
+pub(crate) fn replayed<B>(status: StatusCode, headers: HeaderMap, body: B) -> Response<B> {
+    let mut response = answered(status, headers, body);
     *response.status_mut() = match status {
         StatusCode::ACCEPTED => StatusCode::OK,
         status => status,
     };
     let headers = response.headers_mut();
-    *headers = outcome.headers();
     for name in &NOT_REPLAYED {
         headers.remove(name);
     }
     headers.insert(ASYNC_RESULT, HeaderValue::from(status.as_u16()));
     headers.insert(header::CACHE_CONTROL, NO_STORE);
-    (response, outcome.trailers())
+    response
 }
 
-/// The outcome as the handler's answer to the request itself, whose client has waited for it.
-pub(crate) fn answered(outcome: &Outcome) -> (Response<Bytes>, Option<HeaderMap>) {
-    let mut response = Response::new(outcome.body());
-    *response.status_mut() = outcome.status();
-    *response.headers_mut() = outcome.headers();
-    (response, outcome.trailers())
+/// The handler's answer to the request itself, whose client has waited for it.
+pub(crate) fn answered<B>(status: StatusCode, headers: HeaderMap, body: B) -> Response<B> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
 }
 
 #[cfg(test)]
@@ -159,15 +155,14 @@ mod tests {
             names.sort_unstable();
             names.join(" ")
         };
-        let outcome = Outcome::new(&head, b"", None);
-        let (replay, _) = replayed(&outcome);
+        let replay = replayed(head.status, head.headers.clone(), ());
         assert_eq!(
             names(replay.headers()),
             "asyncresult cache-control content-type etag set-cookie trailer"
         );
         assert_eq!(replay.headers()["cache-control"], "no-store");
         assert_eq!(replay.headers().get_all("set-cookie").iter().count(), 2);
-        let (answer, _) = answered(&outcome);
+        let answer = answered(head.status, head.headers, ());
         assert_eq!(
             names(answer.headers()),
             "accept-ranges age cache-control cdn-cache-control content-type etag expires set-cookie \
@@ -205,7 +200,7 @@ mod tests {
         for (own, replay) in [(202, 200), (201, 201), (404, 404), (303, 303)] {
             let mut head = head(&[]);
             head.status = StatusCode::from_u16(own).unwrap();
-            let (response, _) = replayed(&Outcome::new(&head, b"x", None));
+            let response = replayed(head.status, head.headers, ());
             assert_eq!(response.status(), replay);
             assert_eq!(response.headers()["asyncresult"], own.to_string());
             assert_eq!(response.headers()["cache-control"], "no-store");

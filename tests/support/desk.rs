@@ -18,8 +18,8 @@ use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
 use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
 use tower_offload::{
-    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Offload, Outcome, Policy, Record, Store,
-    store::{Changed, Inserted, Interest, StoreFuture, Usage},
+    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Offload, Policy, Record, Store,
+    store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage},
 };
 
 /// What the status service answers to a `GET`.
@@ -251,7 +251,7 @@ impl Store for Held {
         self.jobs.read(id)
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
         self.jobs.fetch(id)
     }
 

@@ -115,7 +115,10 @@ impl<S: Store> Check<S> {
     }
 
     pub(super) async fn fetch(&self, id: JobId) -> Option<(Record, Option<Outcome>)> {
-        self.answer("fetch", self.there.fetch(id)).await
+        let (record, fetched) = self.answer("fetch", self.there.fetch(id)).await?;
+        let Some(fetched) = fetched else { return Some((record, None)) };
+        let whole = StoreFuture::new(fetched.whole());
+        Some((record, Some(self.answer("the rest of what fetch gave", whole).await)))
     }
 
     /// A store that says so is held to it: its changes are done with the first poll.

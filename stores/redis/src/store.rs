@@ -10,7 +10,7 @@ use bytes::Bytes;
 use redis::{ScriptInvocation, Value};
 use tower_offload::{
     Change, Digest, Error, ErrorKind, JobId, Outcome, Record, Store,
-    store::{Changed, Inserted, Interest, StoreFuture, Usage},
+    store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage},
 };
 
 use crate::{
@@ -131,7 +131,7 @@ impl Store for RedisStore {
         self.call(|inner| async move { inner.read(id).await })
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Outcome>)>> {
+    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
         self.call(|inner| async move { inner.fetch(id).await })
     }
 
@@ -233,37 +233,22 @@ impl Inner {
         fields::record(id, &hash)
     }
 
-    async fn fetch(&self, id: JobId) -> Result<Option<(Record, Option<Outcome>)>, Error> {
+    async fn fetch(self: Arc<Self>, id: JobId) -> Result<Option<(Record, Option<Fetched>)>, Error> {
         let mut call = self.scripts.fetch.prepare_invoke();
         call.key(self.keys.job(id)).key(self.keys.outcome(id));
         let answer = self.run(&call, "cannot fetch a job").await?;
         let mut parts = read::<Vec<Value>>(answer)?.into_iter();
         let hash = parts.next().unwrap_or(Value::Nil);
         let Some(record) = fields::record(id, &hash)? else { return Ok(None) };
-        let bytes = match parts.next() {
-            None => return Ok(Some((record, None))),
-            Some(Value::Int(chunks)) => match self.chunks(id, chunks).await? {
-                Some(bytes) => bytes,
-                // Removed or expired since the record was read: it is read again.
-                None => return Box::pin(self.fetch(id)).await,
-            },
-            Some(whole) => read::<Vec<u8>>(whole)?,
-        };
-        Ok(Some((record, Some(Outcome::from_bytes(Bytes::from(bytes))?))))
-    }
-
-    /// The chunks of an outcome, one after another; `None` if it has gone.
-    async fn chunks(&self, id: JobId, chunks: i64) -> Result<Option<Vec<u8>>, Error> {
-        let mut bytes = Vec::new();
-        for index in 0..chunks {
-            let mut command = redis::cmd("LINDEX");
-            command.arg(self.keys.outcome(id)).arg(index);
-            match self.ask(&command, "cannot read an outcome").await? {
-                Value::BulkString(chunk) => bytes.extend_from_slice(&chunk),
-                _ => return Ok(None),
+        let outcome = match (parts.next(), parts.next()) {
+            (None, _) => None,
+            (Some(whole), None) => Some(Outcome::from_bytes(bytes(whole)?)?.into()),
+            (Some(first), Some(len)) => {
+                let next = chunks_after_the_first(self, id);
+                Some(Fetched::in_pieces(bytes(first)?, read(len)?, next).await?)
             }
-        }
-        Ok(Some(bytes))
+        };
+        Ok(Some((record, outcome)))
     }
 
     async fn claimed(&self, key: Digest) -> Result<Option<Record>, Error> {
@@ -306,5 +291,29 @@ impl Inner {
         // It is gone a millisecond after its time is over.
         let left = u64::try_from(left).ok().map(|left| Duration::from_millis(left + 1));
         Ok(Some((Versions { version, status_version }, left)))
+    }
+}
+
+fn bytes(value: Value) -> Result<Bytes, Error> {
+    read::<Vec<u8>>(value).map(Bytes::from)
+}
+
+/// The chunks of an outcome but for its first, each asked for when it is wanted.
+fn chunks_after_the_first(inner: Arc<Inner>, id: JobId) -> impl FnMut() -> StoreFuture<Bytes> {
+    let mut index = 0;
+    move || {
+        index += 1;
+        let (inner, index) = (Arc::clone(&inner), index);
+        StoreFuture::new(async move {
+            let mut command = redis::cmd("LINDEX");
+            command.arg(inner.keys.outcome(id)).arg(index);
+            match inner.ask(&command, "cannot read an outcome").await? {
+                Value::Nil => {
+                    let message = "the outcome was removed, or expired, while it was read";
+                    Err(Error::new(ErrorKind::StoreUnavailable, message))
+                }
+                chunk => bytes(chunk),
+            }
+        })
     }
 }

@@ -44,7 +44,8 @@ fn long(bytes: usize) -> Vec<u8> {
 }
 
 async fn kept(store: &RedisStore, id: JobId) -> Option<Outcome> {
-    store.fetch(id).await.unwrap().expect("the job is there").1
+    let (_, outcome) = store.fetch(id).await.unwrap().expect("the job is there");
+    Some(outcome?.whole().await.unwrap())
 }
 
 #[tokio::test]
