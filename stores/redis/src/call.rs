@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
-use redis::{ScriptInvocation, Value};
+use redis::{ErrorKind as RedisErrorKind, ScriptInvocation, ServerErrorKind::NoScript, Value};
 use tower_offload::{Error, ErrorKind};
 
 use crate::{
@@ -78,13 +78,20 @@ impl Inner {
             return self.run(script, what).await;
         };
         let mut connection = locked(connection).clone();
+        // It waits for all that was written on its connection before (redis.io, `WAIT`), so both go at
+        // once: over one connection, in a cluster that of the script's keys. Half of the time is left
+        // for its answer.
+        let mut both = redis::pipe();
+        both.invoke_script(script);
+        both.cmd("WAIT").arg(replicas).arg((self.timeout / 2).as_millis() as u64);
         let call = async {
-            let answer = script.invoke_async(&mut connection).await?;
-            // It waits for all that was written on its connection before (redis.io, `WAIT`). Half of
-            // the time is left for its answer.
-            let mut wait = redis::cmd("WAIT");
-            wait.arg(replicas).arg((self.timeout / 2).as_millis() as u64);
-            Ok((answer, wait.query_async::<u32>(&mut connection).await?))
+            match both.query_async::<(Value, u32)>(&mut connection).await {
+                Err(error) if error.kind() == RedisErrorKind::Server(NoScript) => {
+                    script.load_async(&mut connection).await?;
+                    both.query_async(&mut connection).await
+                }
+                answer => answer,
+            }
         };
         let answer = tokio::time::timeout(self.timeout, call).await;
         let (answer, reached) =

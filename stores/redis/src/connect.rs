@@ -84,9 +84,9 @@ impl Builder {
     /// so that a failover loses what had not reached the replica which takes over: a second of
     /// accepted jobs, say, where it was a second behind.
     ///
-    /// Jobs are then accepted over a connection of their own, one after another, since `WAIT` holds
-    /// up the connection that it is sent on: as many a second as there are round trips to a replica.
-    /// Not for a cluster, whose commands this crate does not send by a chosen connection.
+    /// Jobs are then accepted over a connection of their own, in a cluster one to each primary, and one
+    /// after another, since `WAIT` holds up the connection that it is sent on: as many a second as there
+    /// are round trips to a replica.
     #[must_use]
     pub fn wait_replicas(mut self, replicas: u32) -> Self {
         self.replicas = replicas;
@@ -115,9 +115,6 @@ impl Builder {
         }
         if self.lease < SHORTEST_LEASE {
             return Err(config("a lease lasts a second at least"));
-        }
-        if self.is_cluster && self.replicas > 0 {
-            return Err(config("wait_replicas is not for a cluster"));
         }
         let (keys, waiters) = (Keys::new(&self.prefix), Arc::new(Waiters::default()));
         let connection = self.subscribed(&keys, &waiters).await?;

@@ -40,9 +40,8 @@ impl Server {
 
     /// Kills it, and starts it again with what it has on its disk.
     pub fn restart(&self) {
+        self.kill();
         let mut child = self.child.lock().unwrap();
-        let _ = child.kill();
-        let _ = child.wait();
         *child = spawn(self.port, &self.dir, &self.arguments);
         drop(child);
         self.answers();
@@ -60,6 +59,13 @@ impl Server {
             .output()
             .expect("redis-cli: install Debian's package redis-tools");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Ends it, as a machine that fails.
+    pub fn kill(&self) {
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 
     /// Stops the process as it is, as a machine that hangs.
@@ -104,24 +110,36 @@ fn spawn(port: u16, dir: &Path, arguments: &[String]) -> Child {
         .expect("redis-server: install Debian's package of this name")
 }
 
-/// A cluster of three primaries.
+/// A cluster of three primaries, which come first, and their replicas.
 pub struct Cluster {
     pub nodes: Vec<Server>,
 }
 
 impl Cluster {
     pub fn start() -> Self {
-        let nodes: Vec<_> = (0..3)
+        Self::with_replicas(0)
+    }
+
+    /// With so many replicas of each primary.
+    pub fn with_replicas(replicas: usize) -> Self {
+        let nodes: Vec<_> = (0..3 + 3 * replicas)
             .map(|_| {
                 let bus = free_port().to_string();
-                Server::start(&["--cluster-enabled", "yes", "--cluster-port", &bus])
+                let mut arguments = vec!["--cluster-enabled", "yes", "--cluster-port", &bus];
+                if replicas > 0 {
+                    // After so many milliseconds a replica takes over.
+                    arguments.extend(["--cluster-node-timeout", "2000"]);
+                    arguments.extend(["--repl-diskless-sync-delay", "0"]);
+                }
+                Server::start(&arguments)
             })
             .collect();
         let addresses: Vec<_> =
             nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
         let mut create = vec!["--cluster", "create"];
         create.extend(addresses.iter().map(String::as_str));
-        create.push("--cluster-yes");
+        let replicas = replicas.to_string();
+        create.extend(["--cluster-replicas", &replicas, "--cluster-yes"]);
         let said = nodes[0].cli(&create);
         let cluster = Self { nodes };
         let begun = Instant::now();
