@@ -13,7 +13,7 @@
 //! request in the queue would starve its own route. A fresh clone is readied at the job's turn.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     sync::Arc,
     task::Poll,
     time::{Duration, SystemTime},
@@ -97,12 +97,9 @@ impl Deferred {
         ReqB: RequestBody,
         ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
-        if let Some(attempts) = self.route.policy.attempts() {
-            return self.answer_durable(request, attempts).await;
-        }
         // A request whose key is a job's has its answer there, whether there is room or not.
         if self.key.is_none() {
-            if let Err(refusal) = self.lane().look_in() {
+            if let Err(refusal) = self.look_in() {
                 return plain(refused(refusal, self.lane()));
             }
         }
@@ -112,9 +109,15 @@ impl Deferred {
             Err(problem) => return plain(self.unread(problem)),
         };
         let claim = self.claim(&head.method, &whole);
-        let request = Request::from_parts(head, whole.into_body::<ReqB>());
         // The insertion tells whether the key is another job's, so the store is asked once.
-        match self.launch(service, request, claim.clone()).await {
+        let made = match self.route.policy.attempts() {
+            Some(attempts) => self.enqueue(head, whole.data(), claim.clone(), attempts).await,
+            None => {
+                let request = Request::from_parts(head, whole.into_body::<ReqB>());
+                self.launch(service, request, claim.clone()).await
+            }
+        };
+        match made {
             Ok(record) => self.told(record).await,
             Err(Refusal::Claimed(record)) => self.follow(*record, claim.as_ref()).await,
             Err(refusal @ (Refusal::Full(_) | Refusal::Draining)) => {
@@ -127,8 +130,17 @@ impl Deferred {
         }
     }
 
+    /// Whether there can be a job. A durable one waits in the store, so whether there is a place for it
+    /// just now does not matter.
+    pub(super) fn look_in(&self) -> Result<(), Refusal> {
+        match self.lane().look_in() {
+            Err(Refusal::Full(_)) if self.route.policy.attempts().is_some() => Ok(()),
+            looked => looked,
+        }
+    }
+
     /// The answer to a request whose body is not to be had.
-    pub(super) fn unread(&self, problem: Problem) -> Response<bytes::Bytes> {
+    fn unread(&self, problem: Problem) -> Response<bytes::Bytes> {
         let full = problem == Problem::FULL.with_limit("max_buffered_bytes");
         if full {
             self.lane().refuse();
@@ -138,7 +150,7 @@ impl Deferred {
 
     /// The claim on the request's key. The policy's name is part of what must be the same: under
     /// nested routers a layer sees the end of the path only.
-    pub(super) fn claim(&self, method: &http::Method, whole: &Whole) -> Option<Claim> {
+    fn claim(&self, method: &http::Method, whole: &Whole) -> Option<Claim> {
         let key = self.key?;
         let target = self.target.as_str();
         let name = self.route.policy.label().map_or("", |name| name);
@@ -146,9 +158,7 @@ impl Deferred {
         Some(Claim::new(key, Digest::of("request", &parts)))
     }
 
-    /// Registers the job and starts its task. It is carried on when the client leaves in the midst of
-    /// it where another request may have been told of it already, since it has a key, and where the
-    /// policy finishes what was begun.
+    /// Registers the job and starts its task.
     async fn launch<S, ReqB, ResB>(
         &self,
         service: S,
@@ -163,8 +173,7 @@ impl Deferred {
         ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         let admission = self.lane().enter()?;
-        let policy = &self.route.policy;
-        let carried_on = claim.is_some() || policy.finishes();
+        let is_keyed = claim.is_some();
         let record = self.record(&admission, claim).map_err(Refusal::Store)?;
         let work = Work {
             future: turn(service, request),
@@ -185,15 +194,21 @@ impl Deferred {
             work.spawn(registered);
             Ok(record)
         };
-        if !carried_on {
-            return Box::pin(launched).await;
+        self.carried_on(is_keyed, launched).await
+    }
+
+    /// Comes to the end of a registration also when the client leaves in the midst of it, where another
+    /// request may have been told of it already, since it has a key, and where the policy finishes what
+    /// was begun.
+    pub(super) async fn carried_on(
+        &self,
+        is_keyed: bool,
+        registered: impl Future<Output = Result<Record, Refusal>> + Send + 'static,
+    ) -> Result<Record, Refusal> {
+        if !is_keyed && !self.route.policy.finishes() {
+            return Box::pin(registered).await;
         }
-        let lost = |error: BoxError| {
-            let lost = Error::new(ErrorKind::StoreUnavailable, "registration was cut off");
-            Refusal::Store(lost.with_source(error))
-        };
-        let runtime = Handle::try_current().map_err(|none| lost(none.into()))?;
-        runtime.spawn(launched).await.map_err(|gone| lost(gone.into()))?
+        runtime()?.spawn(registered).await.map_err(|gone| cut_off(gone.into()))?
     }
 
     fn record(&self, admission: &Admission, claim: Option<Claim>) -> Result<Record, Error> {
@@ -229,11 +244,7 @@ impl Deferred {
     }
 
     /// The answer of a job that was there before.
-    pub(super) async fn follow(
-        &self,
-        record: Record,
-        claim: Option<&Claim>,
-    ) -> Response<StatusBody> {
+    async fn follow(&self, record: Record, claim: Option<&Claim>) -> Response<StatusBody> {
         match record.claim().map(Claim::fingerprint) == claim.map(Claim::fingerprint) {
             true => self.told(record).await,
             false => plain(wire::problem_answer(Problem::KEY_REUSED, None)),
@@ -241,7 +252,7 @@ impl Deferred {
     }
 
     /// The answer of this job: its response, if there is one while the client waits; else 202.
-    pub(super) async fn told(&self, record: Record) -> Response<StatusBody> {
+    async fn told(&self, record: Record) -> Response<StatusBody> {
         if self.key.is_none() {
             return self.accepted(&record);
         }
@@ -285,6 +296,17 @@ impl Deferred {
         let state = &self.route.state;
         plain(wire::accepted(&state.urls, record, &state.outlook(record), self.applied))
     }
+}
+
+/// The runtime that goes on when a request's own future is dropped.
+pub(super) fn runtime() -> Result<Handle, Refusal> {
+    Handle::try_current().map_err(|none| cut_off(none.into()))
+}
+
+fn cut_off(error: BoxError) -> Refusal {
+    let error =
+        Error::new(ErrorKind::StoreUnavailable, "registration was cut off").with_source(error);
+    Refusal::Store(error)
 }
 
 /// The handler, once it is its turn.

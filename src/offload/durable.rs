@@ -18,13 +18,12 @@ use tower_service::Service;
 use tracing::Span;
 
 use super::{
-    answer::{plain, refused},
-    deferred::{Deferred, turn},
+    deferred::{Deferred, runtime, turn},
     watch::target_of,
     whole::Whole,
 };
 use crate::{
-    body::{RequestBody, StatusBody},
+    body::RequestBody,
     error::{BoxError, Error, ErrorKind},
     job::{Asked, Change, Claim, End, Failure, Record, request_from_bytes, request_to_bytes},
     run::{Backoff, Durable, Place, Refusal, Registered, State, Work, kept, undo},
@@ -39,51 +38,55 @@ pub(super) struct RunAgain(pub(super) usize);
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Deferred {
-    /// The answer to a request of a durable route. Whether there is a place for its job just now does
-    /// not matter: it waits in the store.
-    pub(super) async fn answer_durable<B: RequestBody>(
-        self,
-        request: Request<B>,
-        attempts: u16,
-    ) -> Response<StatusBody> {
-        if let Err(refusal @ Refusal::Draining) = self.lane().look_in() {
-            return plain(refused(refusal, self.lane()));
-        }
-        let (head, body) = request.into_parts();
-        let whole = match Whole::of(body, &self.route.state).await {
-            Ok(whole) => whole,
-            Err(problem) => return plain(self.unread(problem)),
-        };
-        let claim = self.claim(&head.method, &whole);
-        match self.enqueue(head, whole.data(), claim.clone(), attempts).await {
-            Ok(record) => self.told(record).await,
-            Err(Refusal::Claimed(record)) => self.follow(*record, claim.as_ref()).await,
-            Err(refusal) => plain(refused(refusal, self.lane())),
-        }
-    }
-
-    /// Keeps a job with its request. When the client leaves in the midst of it, the job may be there all
-    /// the same, as one whose 202 is lost.
-    async fn enqueue(
+    /// Keeps a job with its request. One that nobody is told of is undone: when it may not be there, and
+    /// when its client leaves in the midst of it.
+    pub(super) async fn enqueue(
         &self,
         mut head: Parts,
         body: &Bytes,
         claim: Option<Claim>,
         attempts: u16,
     ) -> Result<Record, Refusal> {
-        let state = &self.route.state;
+        self.look_in()?;
+        let state = Arc::clone(&self.route.state);
         let record = self.new_record(Record::queued, claim).map_err(Refusal::Store)?;
         let record = record.with_attempts(attempts);
         state.seal(&mut head.headers);
         let request = request_to_bytes(&head, body).ok_or_else(|| {
             Refusal::Store(Error::new(ErrorKind::StoreUnavailable, "a request beyond all bounds"))
         })?;
-        let outcome_bytes = state.limits.max_outcome_bytes;
-        let enqueued = kept(state.store.enqueue(record.clone(), request, outcome_bytes).await);
-        if let Err(Refusal::Store(_)) = &enqueued {
-            tokio::spawn(undo(Arc::clone(state), record.clone()));
+        let undone = Untold { runtime: runtime()?, of: Some((Arc::clone(&state), record.clone())) };
+        let is_keyed = record.claim().is_some();
+        let enqueued = async move {
+            let outcome_bytes = state.limits.max_outcome_bytes;
+            let enqueued = kept(state.store.enqueue(record.clone(), request, outcome_bytes).await);
+            match enqueued {
+                Err(Refusal::Store(_)) => drop(undone),
+                _ => undone.disarm(),
+            }
+            enqueued.map(|()| record)
+        };
+        self.carried_on(is_keyed, enqueued).await
+    }
+}
+
+/// A durable job that may be in the store, and that nobody was promised: dropped, it is undone.
+struct Untold {
+    runtime: Handle,
+    of: Option<(Arc<State>, Record)>,
+}
+
+impl Untold {
+    fn disarm(mut self) {
+        self.of = None;
+    }
+}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        if let Some((state, record)) = self.of.take() {
+            self.runtime.spawn(undo(state, record));
         }
-        enqueued.map(|()| record)
     }
 }
 

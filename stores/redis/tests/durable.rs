@@ -3,10 +3,12 @@
 mod support;
 
 use std::{
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -48,6 +50,7 @@ impl Node {
         let store = builder.connect().await.unwrap();
         let offload = Offload::builder("/jobs")
             .store(store.clone())
+            .owner(|_| Some("everybody".into()))
             .restore(|head: &mut Parts| {
                 head.headers.insert("x-restored", HeaderValue::from_static("yes"));
             })
@@ -200,6 +203,60 @@ async fn at_a_drains_deadline_a_job_goes_to_another_node() {
     let second = Node::start(builder, &hands, true).await;
     until("another begins it", || hands.begun.load(SeqCst) == 2).await;
     assert_eq!(released(&hands, second.result(&job)).await.body(), "attempt 2");
+}
+
+#[tokio::test]
+async fn a_drain_accepts_nothing_and_answers_a_key_that_is_known() {
+    let server = Server::start(&[]);
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix());
+    let policy = Policy::always().durable().idempotent().name("work");
+    let node = Node::with(builder, &Hands::default(), false, policy).await;
+    let send = async |key: &str| {
+        let request = Request::post("/charges/1").header("idempotency-key", key);
+        let request = request.body(Body::empty()).unwrap();
+        let answer = node.app.clone().oneshot(request).await.unwrap();
+        (answer.status().as_u16(), answer.headers().get(header::LOCATION).cloned())
+    };
+    let accepted = send("\"known\"").await;
+    assert_eq!(accepted.0, 202);
+    node.offload.drain(Duration::ZERO).await;
+    assert_eq!(send("\"known\"").await, accepted);
+    assert_eq!(send("\"unknown\"").await.0, 503);
+    assert_eq!(server.cli(&["keys", "*:j:*"]).lines().count(), 1);
+}
+
+#[tokio::test]
+async fn a_job_whose_client_leaves_before_it_is_told_is_taken_back() {
+    let server = Server::start(&[]);
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix());
+    let builder = builder.timeout(Duration::from_secs(10));
+    let node = Node::start(builder, &Hands::default(), false).await;
+    // From now on Redis knows the script.
+    node.accepted("/charges/0").await;
+    server.pause();
+    let request = Request::post("/charges/1").body(Body::empty()).unwrap();
+    let mut answer = node.app.clone().oneshot(request);
+    // It is on its way to Redis.
+    for _ in 0..10 {
+        assert!(is_pending(&mut answer).await, "nobody has answered");
+        tokio::task::yield_now().await;
+    }
+    drop(answer);
+    server.go_on();
+    // After the first one, over the same connection.
+    let job = node.accepted("/charges/2").await;
+    let id = job.rsplit('/').next().unwrap();
+    until("it is gone", || {
+        let keys = server.cli(&["keys", "*:j:*"]);
+        keys.lines().count() == 2 && keys.contains(id)
+    })
+    .await;
+    assert_eq!(server.cli(&["keys", "*:b:*"]).lines().count(), 2);
+}
+
+/// Polls once: whether it is still pending.
+async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_pending())).await
 }
 
 #[tokio::test]
