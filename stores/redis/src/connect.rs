@@ -107,7 +107,11 @@ impl Builder {
     /// [`ErrorKind::Config`](tower_offload::ErrorKind::Config) for a URL or a prefix that cannot be,
     /// or a Redis that will not do, and
     /// [`ErrorKind::StoreUnavailable`](tower_offload::ErrorKind::StoreUnavailable) if it does not
-    /// answer.
+    /// answer, or refuses the user or the password.
+    ///
+    /// # Panics
+    /// With a URL that begins with `rediss`, if rustls does not know by which cryptography: see
+    /// [TLS](crate#tls).
     pub async fn connect(self) -> Result<RedisStore, Error> {
         // Braces would end the part of a key that a cluster looks at.
         if self.prefix.is_empty() || self.prefix.contains(['{', '}']) {
@@ -171,8 +175,11 @@ impl Builder {
             .set_pipeline_buffer_size(QUEUE)
             .set_push_sender(push)
             .set_automatic_resubscription();
-        // It would try again and again: what is wrong at the start is told at the start.
-        let connecting = ConnectionManager::new_with_config(client, config);
+        let connecting = async {
+            // The manager would try again and again, and not tell what is wrong.
+            client.get_multiplexed_async_connection().await?;
+            ConnectionManager::new_with_config(client, config).await
+        };
         match tokio::time::timeout(self.timeout, connecting).await {
             Ok(manager) => Ok(Connection::Single(manager.map_err(unreachable)?)),
             Err(_) => Err(Error::new(ErrorKind::StoreUnavailable, "Redis does not answer")),

@@ -14,6 +14,13 @@
 //!
 //! It needs Redis 7 or newer, or Valkey, alone or as a cluster, with the `maxmemory-policy`
 //! `noeviction`: what another policy drops would be jobs that were promised.
+//!
+//! # TLS
+//! With the feature `tls`, URLs may begin with `rediss`. Certificates are trusted that the system trusts;
+//! the environment's `SSL_CERT_FILE` names others. The app chooses the cryptography, as rustls wants it:
+//! with `rustls = { version = "0.23", default-features = false, features = ["ring", "std"] }` among its
+//! dependencies that is ring, where nothing else in it brings another one. Where several are brought,
+//! `rustls::crypto::ring::default_provider().install_default()`, before anything is connected, says which.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 

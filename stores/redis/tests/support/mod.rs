@@ -5,6 +5,7 @@ pub mod app;
 pub mod proxy;
 
 use std::{
+    ffi::OsString,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -24,16 +25,36 @@ pub struct Server {
     pub port: u16,
     dir: PathBuf,
     arguments: Vec<String>,
+    /// The authority that `redis-cli` trusts, of a server behind TLS.
+    authority: Option<PathBuf>,
 }
 
 impl Server {
     /// One that keeps nothing on disk, with these arguments beside.
     pub fn start(arguments: &[&str]) -> Self {
         let port = free_port();
+        let port_text = port.to_string();
+        Self::on(port, &[&["--port", &port_text], arguments].concat(), None)
+    }
+
+    /// The same behind TLS, with the files `authority`, `certificate` and `key` of this folder.
+    pub fn start_tls(files: &Path, arguments: &[&str]) -> Self {
+        let port = free_port();
+        let file = |name| files.join(name).to_str().unwrap().to_owned();
+        let (authority, certificate, key) = (file("authority"), file("certificate"), file("key"));
+        let port_text = port.to_string();
+        let mut all = vec!["--port", "0", "--tls-port", &port_text, "--tls-auth-clients", "no"];
+        all.extend(["--tls-ca-cert-file", &authority, "--tls-cert-file", &certificate]);
+        all.extend(["--tls-key-file", &key]);
+        all.extend(arguments);
+        Self::on(port, &all, Some(files.join("authority")))
+    }
+
+    fn on(port: u16, arguments: &[&str], authority: Option<PathBuf>) -> Self {
         let dir = fresh_dir();
         let arguments: Vec<_> = arguments.iter().map(|text| (*text).to_owned()).collect();
-        let child = Mutex::new(spawn(port, &dir, &arguments));
-        let server = Self { child, port, dir, arguments };
+        let child = Mutex::new(spawn(&dir, &arguments));
+        let server = Self { child, port, dir, arguments, authority };
         server.answers();
         server
     }
@@ -42,18 +63,23 @@ impl Server {
     pub fn restart(&self) {
         self.kill();
         let mut child = self.child.lock().unwrap();
-        *child = spawn(self.port, &self.dir, &self.arguments);
+        *child = spawn(&self.dir, &self.arguments);
         drop(child);
         self.answers();
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
+        let scheme = if self.authority.is_some() { "rediss" } else { "redis" };
+        format!("{scheme}://127.0.0.1:{}/", self.port)
     }
 
     /// What `redis-cli` says to this.
     pub fn cli(&self, arguments: &[&str]) -> String {
-        let output = Command::new("redis-cli")
+        let mut command = Command::new("redis-cli");
+        if let Some(authority) = &self.authority {
+            command.arg("--tls").arg("--cacert").arg(authority);
+        }
+        let output = command
             .args(["-p", &self.port.to_string()])
             .args(arguments)
             .output()
@@ -99,15 +125,21 @@ impl Drop for Server {
     }
 }
 
-fn spawn(port: u16, dir: &Path, arguments: &[String]) -> Child {
-    Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-        .args(["--save", "", "--dir"])
+fn spawn(dir: &Path, arguments: &[String]) -> Child {
+    Command::new(program())
+        .args(["--bind", "127.0.0.1", "--save", "", "--dir"])
         .arg(dir)
         .args(arguments)
         .stdout(Stdio::null())
         .spawn()
-        .expect("redis-server: install Debian's package of this name")
+        .expect(
+            "redis-server: install Debian's package of this name, or name another in REDIS_SERVER",
+        )
+}
+
+/// `redis-server`, or what the environment names instead: a Valkey, say.
+fn program() -> OsString {
+    std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
 }
 
 /// A cluster of three primaries, which come first, and their replicas.
@@ -122,23 +154,27 @@ impl Cluster {
 
     /// With so many replicas of each primary.
     pub fn with_replicas(replicas: usize) -> Self {
-        let nodes: Vec<_> = (0..3 + 3 * replicas)
-            .map(|_| {
-                let bus = free_port().to_string();
-                let mut arguments = vec!["--cluster-enabled", "yes", "--cluster-port", &bus];
-                if replicas > 0 {
-                    // After so many milliseconds a replica takes over.
-                    arguments.extend(["--cluster-node-timeout", "2000"]);
-                    arguments.extend(["--repl-diskless-sync-delay", "0"]);
-                }
-                Server::start(&arguments)
-            })
-            .collect();
+        let node = |_| {
+            let bus = free_port().to_string();
+            let mut arguments = vec!["--cluster-enabled", "yes", "--cluster-port", &bus];
+            if replicas > 0 {
+                // After so many milliseconds a replica takes over.
+                arguments.extend(["--cluster-node-timeout", "2000"]);
+                arguments.extend(["--repl-diskless-sync-delay", "0"]);
+            }
+            Server::start(&arguments)
+        };
+        Self::of((0..3 + 3 * replicas).map(node))
+    }
+
+    /// Of these servers, the first three of which are its primaries.
+    pub fn of(nodes: impl IntoIterator<Item = Server>) -> Self {
+        let nodes: Vec<_> = nodes.into_iter().collect();
         let addresses: Vec<_> =
             nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
         let mut create = vec!["--cluster", "create"];
         create.extend(addresses.iter().map(String::as_str));
-        let replicas = replicas.to_string();
+        let replicas = (nodes.len() / 3 - 1).to_string();
         create.extend(["--cluster-replicas", &replicas, "--cluster-yes"]);
         let said = nodes[0].cli(&create);
         let cluster = Self { nodes };
@@ -164,11 +200,11 @@ pub fn fresh_prefix() -> String {
     format!("test-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn fresh_dir() -> PathBuf {
+pub fn fresh_dir() -> PathBuf {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let dir = std::env::temp_dir().join(format!("tower-offload-{}-{number}", std::process::id()));
