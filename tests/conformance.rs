@@ -18,7 +18,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower_offload::{
-    Change, Digest, End, Error, ErrorKind, JobId, MemoryStore, Outcome, Progress, Record, Store,
+    Change, Digest, End, Error, ErrorKind, JobId, MemoryStore, Outcome, Progress, Record, Status,
+    Store,
     store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage, conformance},
 };
 
@@ -105,6 +106,11 @@ enum Flaw {
     CountsRunning,
     CountsExpired,
     SaysAtOnce,
+    LosesRequests,
+    TakesOfAnyPolicy,
+    TakesOnce,
+    TakesWhatIsOver,
+    ReadsThenTakes,
 }
 
 macro_rules! failing {
@@ -165,6 +171,11 @@ mod a_flaw_is_found {
         CountsRunning in usage_is_told_by_policy;
         CountsExpired in what_has_expired_has_no_claim_and_is_not_counted;
         SaysAtOnce in an_unknown_job_is_not_there;
+        LosesRequests in a_durable_job_is_taken_with_its_request;
+        TakesOfAnyPolicy in a_durable_job_is_taken_with_its_request;
+        TakesOnce in what_is_lost_is_taken_again_so_often;
+        TakesWhatIsOver in what_was_canceled_or_taken_back_is_not_taken;
+        ReadsThenTakes in of_racing_takers_one_has_each_job;
     }
 }
 
@@ -182,6 +193,8 @@ struct Plain(Arc<Inner>);
 struct Inner {
     flaw: Option<Flaw>,
     jobs: Mutex<HashMap<JobId, Job>>,
+    /// Those of durable jobs, in the order in which they came.
+    requests: Mutex<Vec<(JobId, Bytes)>>,
     /// Who is said to have a claim beside those whose records have it, and whose is forgotten.
     ghosts: Mutex<HashMap<Digest, Record>>,
     released: Mutex<HashSet<Digest>>,
@@ -218,8 +231,8 @@ impl Plain {
     fn new(flaw: Option<Flaw>) -> Self {
         let (changes, _) = watch::channel(());
         let (one, places) = (Notify::new(), AtomicUsize::new(2500));
-        let (jobs, ghosts, released) = Default::default();
-        Self(Arc::new(Inner { flaw, jobs, ghosts, released, changes, one, places }))
+        let (jobs, requests, ghosts, released) = Default::default();
+        Self(Arc::new(Inner { flaw, jobs, requests, ghosts, released, changes, one, places }))
     }
 
     fn call<T: Send + 'static, F>(&self, call: impl FnOnce(Arc<Inner>) -> F) -> StoreFuture<T>
@@ -306,6 +319,41 @@ impl Inner {
         }
         jobs.insert(id, Job { record, outcome: None, room, expires, key });
         Ok(Inserted::New)
+    }
+
+    async fn take(&self, policy: &str) -> Result<Option<(Record, Bytes)>, Error> {
+        let requests = self.requests.lock().unwrap().clone();
+        for (id, mut request) in requests {
+            let Some(mut job) = self.get(id) else { continue };
+            let is_its = job.record.policy().is_some_and(|name| **name == *policy);
+            if !is_its && !self.has(Flaw::TakesOfAnyPolicy) {
+                continue;
+            }
+            if self.has(Flaw::LosesRequests) {
+                request.clear();
+            }
+            if self.has(Flaw::TakesOnce) {
+                self.requests.lock().unwrap().retain(|(other, _)| *other != id);
+            }
+            match job.record.status() {
+                Status::Canceled if self.has(Flaw::TakesWhatIsOver) => {
+                    return Ok(Some((job.record, request)));
+                }
+                Status::Queued if self.has(Flaw::ReadsThenTakes) => {
+                    yield_now().await;
+                    job.record.apply(&Change::Start, SystemTime::now());
+                    self.set(id, job.clone());
+                    return Ok(Some((job.record, request)));
+                }
+                Status::Queued => {
+                    if let Changed::Applied(record) = self.change(id, Change::Start).await? {
+                        return Ok(Some((record, request)));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(None)
     }
 
     async fn change(&self, id: JobId, change: Change) -> Result<Changed, Error> {
@@ -502,6 +550,33 @@ impl Store for Plain {
 
     fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()> {
         self.call(|inner| async move { inner.changed(id, seen, interest).await })
+    }
+
+    fn keeps_requests(&self) -> bool {
+        true
+    }
+
+    fn enqueue(&self, record: Record, request: Bytes, room: usize) -> StoreFuture<Inserted> {
+        self.call(move |inner| async move {
+            let id = record.id();
+            let inserted = inner.insert(record, room).await?;
+            if let Inserted::New = inserted {
+                inner.requests.lock().unwrap().push((id, request));
+                inner.wake();
+            }
+            Ok(inserted)
+        })
+    }
+
+    fn take(&self, policy: Arc<str>) -> StoreFuture<Option<(Record, Bytes)>> {
+        self.call(move |inner| async move { inner.take(&policy).await })
+    }
+
+    fn arrival(&self) -> StoreFuture<()> {
+        self.call(|inner| async move {
+            let _ = inner.changes.subscribe().changed().await;
+            Ok(())
+        })
     }
 
     fn usage(&self) -> StoreFuture<Vec<Usage>> {
