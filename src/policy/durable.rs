@@ -20,7 +20,7 @@ impl Policy {
     /// parameters. It has a [name](Self::name) of its own, by which processes of all versions know
     /// it, and a store that keeps requests; otherwise [`Offload::layer`](crate::Offload::layer)
     /// panics. [`concurrency`](Self::concurrency) bounds what one process runs at once; those that
-    /// wait do so in the store.
+    /// wait do so in the store, and their `queue_position`, among all processes, is not told.
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.attempts = self.attempts.or(Some(3));

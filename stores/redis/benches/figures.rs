@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use support::Server;
 use tokio::task::JoinSet;
 use tower_offload::{Change, Claim, Digest, End, JobId, Outcome, Record, Store, store::Interest};
@@ -25,7 +26,11 @@ const AT_ONCE: usize = 64;
 /// Jobs whose memory is measured.
 const KEPT: usize = 50_000;
 
-const OPERATIONS: [&str; 3] = ["accept", "poll", "finish"];
+const OPERATIONS: [&str; 5] = ["accept", "poll", "finish", "accept durable", "take"];
+
+/// The policy of durable jobs, and the bytes of their requests.
+const DURABLE: &str = "charges";
+const REQUEST: Bytes = Bytes::from_static(&[b'x'; 1024]);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
@@ -105,8 +110,17 @@ async fn call(store: &RedisStore, operation: &str, id: JobId) {
     match operation {
         "accept" => drop(store.insert(job(id), 0).await.unwrap()),
         "poll" => drop(store.read(id).await.unwrap().unwrap()),
-        _ => drop(store.change(id, response(1024)).await.unwrap()),
+        "finish" => drop(store.change(id, response(1024)).await.unwrap()),
+        "accept durable" => drop(store.enqueue(durable(), REQUEST, 0).await.unwrap()),
+        // As many as all nodes have accepted; each looks where it has heard of one.
+        _ => while store.take(DURABLE.into()).await.unwrap().is_none() {},
     }
+}
+
+fn durable() -> Record {
+    let ttl = Duration::from_secs(3600);
+    let record = Record::queued(JobId::random().unwrap(), SystemTime::now(), ttl);
+    record.with_policy(DURABLE.into()).with_attempts(3)
 }
 
 fn job(id: JobId) -> Record {
@@ -167,6 +181,11 @@ async fn memory() {
         store.insert(record, 0).await.unwrap();
     }
     println!("{:>40} {:>6.0}", "running, with an owner and a key", per_job(start));
+    let start = used();
+    for _ in 0..KEPT {
+        store.enqueue(durable(), REQUEST, 0).await.unwrap();
+    }
+    println!("{:>40} {:>6.0}", "waiting, with a request of 1 KiB", per_job(start));
 }
 
 // ------------------------------------------------------------------------------------------- wakes
