@@ -45,6 +45,7 @@ async fn main() {
         return;
     }
     rates();
+    traffic().await;
     memory().await;
     wakes().await;
 }
@@ -147,6 +148,40 @@ fn cpu(url: &str) -> f64 {
 
 fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
+}
+
+// ----------------------------------------------------------------------------------------- traffic
+
+/// The bytes that each call sends to Redis, and gets back.
+async fn traffic() {
+    const TIMES: usize = 1000;
+    let server = Server::start(&[]);
+    let store = RedisStore::connect(server.url()).await.unwrap();
+    let ids: Vec<_> = (0..TIMES).map(|_| JobId::random().unwrap()).collect();
+    // So that the scripts are there.
+    let id = JobId::random().unwrap();
+    for operation in OPERATIONS {
+        call(&store, operation, id).await;
+    }
+    println!("\nBytes that a call sends to Redis, and gets back");
+    for operation in OPERATIONS {
+        let (sent, got) = bytes(&server);
+        for id in &ids {
+            call(&store, operation, *id).await;
+        }
+        let (sent_then, got_then) = bytes(&server);
+        let each = |from: usize, to: usize| (to - from) / TIMES;
+        println!("{operation:>40} {:>6} {:>6}", each(sent, sent_then), each(got, got_then));
+    }
+}
+
+fn bytes(server: &Server) -> (usize, usize) {
+    let text = server.cli(&["info", "stats"]);
+    let number = |name| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().parse::<usize>().unwrap()
+    };
+    (number("total_net_input_bytes:"), number("total_net_output_bytes:"))
 }
 
 // ------------------------------------------------------------------------------------------ memory
