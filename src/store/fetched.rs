@@ -62,13 +62,15 @@ impl Fetched {
         len: u64,
         next: impl FnMut() -> StoreFuture<Bytes> + Send + 'static,
     ) -> Result<Self, Error> {
-        let (mut here, mut next) = (first, Box::new(next) as Next);
+        let (mut here, mut next) = (BytesMut::from(first), Box::new(next) as Next);
         let head = loop {
             match OutcomeHead::read(&here)? {
                 Some(head) => break head,
-                None => here = joined(here, &some(next().await?)?),
+                None if here.len() as u64 >= len => return Err(corrupt()),
+                None => here.extend_from_slice(&some(next().await?)?),
             }
         };
+        let here = here.freeze();
         match (head.len as u64).checked_add(head.body_len) {
             Some(end) if end <= len && here.len() as u64 <= len => {
                 Ok(Self(Kind::Pieces(Box::new(Pieces { here, head, len, next }))))
@@ -106,6 +108,9 @@ impl Fetched {
         let mut bytes = BytesMut::from(pieces.here);
         while (bytes.len() as u64) < pieces.len {
             bytes.extend_from_slice(&some((pieces.next)().await?)?);
+        }
+        if bytes.len() as u64 > pieces.len {
+            return Err(corrupt());
         }
         Outcome::from_bytes(bytes.freeze())
     }

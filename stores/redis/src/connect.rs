@@ -11,7 +11,7 @@ use redis::{
 };
 use tower_offload::{Error, ErrorKind};
 
-use crate::{RedisStore, error::failed, keys::Keys, waiters::Waiters};
+use crate::{RedisStore, error::failed, keys::Keys, replicas::Replicas, waiters::Waiters};
 
 /// How to reach Redis, and what to keep in it. [`RedisStore::builder`] and
 /// [`RedisStore::cluster`] make one.
@@ -86,7 +86,7 @@ impl Builder {
     ///
     /// Jobs are then accepted over a connection of their own, in a cluster one to each primary, and one
     /// after another, since `WAIT` holds up the connection that it is sent on: as many a second as there
-    /// are round trips to a replica.
+    /// are round trips to a replica. What finds no turn within the timeout is refused unsent.
     #[must_use]
     pub fn wait_replicas(mut self, replicas: u32) -> Self {
         self.replicas = replicas;
@@ -122,12 +122,11 @@ impl Builder {
         }
         let (keys, waiters) = (Keys::new(&self.prefix), Arc::new(Waiters::default()));
         let connection = self.subscribed(&keys, &waiters).await?;
-        let replicated = match self.replicas {
+        let replicas = match self.replicas {
             0 => None,
-            // Nobody is told anything on this one.
-            replicas => Some((self.open(&Arc::default()).await?, replicas)),
+            count => Some(Replicas::new(self.open_for_replicas().await?, count)),
         };
-        RedisStore::new(connection, replicated, keys, waiters, self).await
+        RedisStore::new(connection, replicas, keys, waiters, self).await
     }
 
     /// A connection to a Redis that will do, on which the changes of jobs are told.
@@ -136,7 +135,7 @@ impl Builder {
         keys: &Keys,
         waiters: &Arc<Waiters>,
     ) -> Result<Connection, Error> {
-        let mut connection = self.open(waiters).await?;
+        let mut connection = self.open(waiters, self.timeout).await?;
         self.check(&mut connection).await?;
         connection
             .subscribe(&keys.channels())
@@ -145,7 +144,12 @@ impl Builder {
         Ok(connection)
     }
 
-    pub(crate) async fn open(&self, waiters: &Arc<Waiters>) -> Result<Connection, Error> {
+    /// One on which nobody is told anything, and whose calls stand behind others that wait.
+    pub(crate) async fn open_for_replicas(&self) -> Result<Connection, Error> {
+        self.open(&Arc::default(), Replicas::longest(self.timeout)).await
+    }
+
+    async fn open(&self, waiters: &Arc<Waiters>, timeout: Duration) -> Result<Connection, Error> {
         let waiters = Arc::clone(waiters);
         let push = move |push| {
             waiters.push(&push);
@@ -157,7 +161,7 @@ impl Builder {
             let client = ClusterClientBuilder::new(self.urls.iter().map(String::as_str))
                 .use_protocol(ProtocolVersion::RESP3)
                 .connection_timeout(self.timeout)
-                .response_timeout(self.timeout)
+                .response_timeout(timeout)
                 .push_sender(push)
                 .build()
                 .map_err(wrong)?;
@@ -170,7 +174,7 @@ impl Builder {
         let client = redis::Client::open(info.set_redis_settings(settings)).map_err(wrong)?;
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(Some(self.timeout))
+            .set_response_timeout(Some(timeout))
             .set_max_delay(RETRY)
             .set_pipeline_buffer_size(QUEUE)
             .set_push_sender(push)

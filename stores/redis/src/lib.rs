@@ -33,6 +33,7 @@ mod fields;
 mod keys;
 mod node;
 mod queue;
+mod replicas;
 mod scripts;
 mod store;
 mod usage;

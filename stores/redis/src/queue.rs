@@ -107,7 +107,8 @@ impl Inner {
         call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(partition)).arg(fields::member(record, "policy")?);
         call.arg(&request[..]).arg(&*self.node.id()).arg(self.number()).arg(fields::of(record)?);
-        let answer = read::<Vec<Value>>(self.run_replicated(&call, "cannot keep a job").await?)?;
+        let answer =
+            read::<Vec<Value>>(self.run_replicated(&call, partition, "cannot keep a job").await?)?;
         inserted(&answer)
     }
 

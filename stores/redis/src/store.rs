@@ -21,6 +21,7 @@ use crate::{
     keys::Keys,
     node::{self, Node},
     queue::inserted,
+    replicas::Replicas,
     scripts::Scripts,
     waiters::{Versions, Waiters},
 };
@@ -28,6 +29,10 @@ use crate::{
 /// A waiter that was told nothing looks all the same after so long: a message may be lost with its
 /// connection.
 const SAFETY: Duration = Duration::from_secs(10);
+
+/// So often a chunk is asked for again, after half of a call's timeout each time: longer than a
+/// failover takes.
+const CHUNK_TRIES: u32 = 20;
 
 /// Keeps jobs in Redis, for all processes that use the same one.
 ///
@@ -42,8 +47,8 @@ pub(crate) struct Inner {
     pub(crate) connection: Mutex<Connection>,
     /// Makes another one.
     pub(crate) builder: Builder,
-    /// The one that jobs are accepted by, and how many replicas are waited for.
-    pub(crate) replicated: Option<(Mutex<Connection>, u32)>,
+    /// Where a job is accepted once they have it.
+    pub(crate) replicas: Option<Replicas>,
     pub(crate) keys: Keys,
     pub(crate) scripts: Scripts,
     pub(crate) node: Node,
@@ -81,7 +86,7 @@ impl RedisStore {
 
     pub(crate) async fn new(
         connection: Connection,
-        replicated: Option<(Connection, u32)>,
+        replicas: Option<Replicas>,
         keys: Keys,
         waiters: Arc<Waiters>,
         builder: Builder,
@@ -89,13 +94,12 @@ impl RedisStore {
         let (timeout, lease) = (builder.timeout, builder.lease);
         let (scripts, node) = (Scripts::new(), Node::new(lease)?);
         let connection = Mutex::new(connection);
-        let replicated = replicated.map(|(one, replicas)| (Mutex::new(one), replicas));
         let calls = AtomicU64::new(0);
         let ended = Ended::default();
         let inner = Arc::new(Inner {
             connection,
             builder,
-            replicated,
+            replicas,
             keys,
             scripts,
             node,
@@ -194,7 +198,8 @@ impl Inner {
         }
         call.arg(id.to_string()).arg(&*self.node.id());
         call.arg(fields::member(record, "policy")?).arg(self.number()).arg(fields::of(record)?);
-        let answer = read::<Vec<Value>>(self.run_replicated(&call, "cannot keep a job").await?)?;
+        let answer =
+            read::<Vec<Value>>(self.run_replicated(&call, partition, "cannot keep a job").await?)?;
         match answer.as_slice() {
             [refused] if read::<String>(refused.clone())? == "fenced" => Ok(None),
             answer => inserted(answer).map(Some),
@@ -253,8 +258,9 @@ impl Inner {
 
     async fn claimed(&self, key: Digest) -> Result<Option<Record>, Error> {
         let mut call = self.scripts.claimed.prepare_invoke();
-        call.key(self.keys.claim(&key)).arg(self.keys.jobs(key.partition()));
-        let answer = self.run(&call, "cannot read a claim").await?;
+        let partition = key.partition();
+        call.key(self.keys.claim(&key)).arg(self.keys.jobs(partition));
+        let answer = self.run_replicated(&call, partition, "cannot read a claim").await?;
         match read::<Vec<Value>>(answer)?.as_slice() {
             [holder, hash] => fields::record(read::<String>(holder.clone())?.parse()?, hash),
             _ => Ok(None),
@@ -307,7 +313,17 @@ fn chunks_after_the_first(inner: Arc<Inner>, id: JobId) -> impl FnMut() -> Store
         StoreFuture::new(async move {
             let mut command = redis::cmd("LINDEX");
             command.arg(inner.keys.outcome(id)).arg(index);
-            match inner.ask(&command, "cannot read an outcome").await? {
+            let ask = async || inner.ask(&command, "cannot read an outcome").await;
+            let mut answer = ask().await;
+            // The client would begin anew with what is large: it is not let go for a moment's failure.
+            for _ in 0..CHUNK_TRIES {
+                if answer.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(inner.timeout / 2).await;
+                answer = ask().await;
+            }
+            match answer? {
                 Value::Nil => {
                     let message = "the outcome was removed, or expired, while it was read";
                     Err(Error::new(ErrorKind::StoreUnavailable, message))

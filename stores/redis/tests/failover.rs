@@ -144,6 +144,38 @@ async fn a_job_waits_for_the_replica_of_its_own_primary() {
 }
 
 #[tokio::test]
+async fn behind_a_replica_that_is_silent_little_is_held() {
+    let server = Server::start(&[]);
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &server.port.to_string()]);
+    replicas_are_online(std::slice::from_ref(&server));
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix()).wait_replicas(1);
+    let store = builder.connect().await.unwrap();
+    let durable = || {
+        let id = JobId::random().unwrap();
+        Record::queued(id, SystemTime::now(), TTL).with_policy("work".into()).with_attempts(1)
+    };
+    at_last(async || store.enqueue(durable(), "request".into(), 0).await).await;
+    replica.pause();
+    let request = bytes::Bytes::from(vec![b'x'; 256 << 10]);
+    let calls: Vec<_> = (0..200)
+        .map(|_| {
+            let (store, request) = (store.clone(), request.clone());
+            tokio::spawn(async move { store.enqueue(durable(), request, 0).await })
+        })
+        .collect();
+    for call in calls {
+        assert!(call.await.unwrap().is_err());
+    }
+    let memory = server.cli(&["info", "memory"]);
+    let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+    let used = used.trim().parse::<usize>().unwrap();
+    assert!(used < 16 << 20, "{used} bytes, of 50 MiB that were sent");
+    // And when the replica is back, the next job is accepted.
+    replica.go_on();
+    at_last(async || store.enqueue(durable(), request.clone(), 0).await).await;
+}
+
+#[tokio::test]
 async fn scripts_that_a_server_has_forgotten_are_sent_again_where_replicas_are_waited_for() {
     let server = Server::start(&[]);
     let _replica = Server::start(&["--replicaof", "127.0.0.1", &server.port.to_string()]);

@@ -97,6 +97,12 @@ local function is_forbidden(job, node, number)
   return by == node and tonumber(number) < tonumber(since)
 end
 
+-- Writes a claim again as it is. Whoever is told of its job may wait for replicas, and `WAIT` waits for
+-- what its own connection has written (valkey, src/server.c, `call`).
+local function confirm(claim, holder)
+  redis.call('SET', claim, holder, 'KEEPTTL')
+end
+
 -- Gives a new job its claim, if it has one; or gives what is to be told instead: {'known'} if its id is, or
 -- was undone, or {id, record} of the job with the claim.
 local function admit(job, id, claim, node, number)
@@ -106,6 +112,7 @@ local function admit(job, id, claim, node, number)
   local holder = claim and redis.call('GET', claim)
   local record = holder and redis.call('HGETALL', base(job) .. 'j:' .. holder) or {}
   if #record > 0 then
+    confirm(claim, holder)
     return {holder, record}
   end
   if claim then
