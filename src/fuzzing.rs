@@ -6,10 +6,12 @@
 use std::time::Duration;
 
 use http::HeaderMap;
+use http_body::Body as _;
 
 use crate::{
     error::Error,
     job::{JobId, Outcome, Record},
+    store::Fetched,
     wire::{self, LocationStyle, Outlook, Preferences, Resource, Urls},
 };
 
@@ -35,7 +37,11 @@ pub fn document(record: &Record) -> Vec<u8> {
 
 /// Replays this outcome in both ways; gives the bodies' lengths.
 pub fn replay(outcome: &Outcome) -> [usize; 2] {
-    [wire::replayed(outcome).0.body().len(), wire::answered(outcome).0.body().len()]
+    [wire::replayed, wire::answered].map(|replay| {
+        let fetched = Fetched::from(outcome.clone());
+        let response = replay(fetched.status(), fetched.headers(), fetched.into_body());
+        response.body().size_hint().exact().map_or(0, |len| len as usize)
+    })
 }
 
 pub struct StatusPath(Urls);
