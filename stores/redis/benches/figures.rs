@@ -13,10 +13,17 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use axum::body::Body;
 use bytes::Bytes;
+use http::Request;
+use http_body_util::BodyExt;
 use support::Server;
 use tokio::task::JoinSet;
-use tower_offload::{Change, Claim, Digest, End, JobId, Outcome, Record, Store, store::Interest};
+use tower::ServiceExt;
+use tower_offload::{
+    Change, Claim, Digest, End, JobId, Offload, Outcome, Record, StatusService, Store,
+    store::Interest,
+};
 use tower_offload_redis::RedisStore;
 
 /// Calls of each kind that a node makes, so many of them at once.
@@ -225,12 +232,14 @@ async fn memory() {
 
 // ------------------------------------------------------------------------------------------- wakes
 
-/// From a change on one node until a waiter on another knows of it.
+/// From a change on one node until a waiter on another knows of it, and until a poll that waits there
+/// is answered.
 async fn wakes() {
     let server = Server::start(&[]);
     let here = RedisStore::connect(server.url()).await.unwrap();
     let there = RedisStore::connect(server.url()).await.unwrap();
-    let mut times = Vec::new();
+    let offload = Offload::builder("/jobs").store(there.clone()).build().unwrap();
+    let (mut woken, mut answered) = (Vec::new(), Vec::new());
     for _ in 0..2000 {
         let id = JobId::random().unwrap();
         here.insert(job(id), 0).await.unwrap();
@@ -239,18 +248,32 @@ async fn wakes() {
             waiter.changed(id, 0, Interest::Status).await.unwrap();
             Instant::now()
         });
-        // It waits by then: its look went before this one, on the same connection.
+        let polling = tokio::spawn(poll_that_waits(offload.status(), id));
+        // Both wait by then: what they asked went before these, on the same connection.
+        for _ in 0..2 {
+            tokio::task::yield_now().await;
+            there.read(id).await.unwrap();
+        }
         tokio::task::yield_now().await;
-        there.read(id).await.unwrap();
         let begun = Instant::now();
         here.change(id, response(64)).await.unwrap();
-        times.push(waiting.await.unwrap() - begun);
+        woken.push(waiting.await.unwrap() - begun);
+        answered.push(polling.await.unwrap() - begun);
     }
-    times.sort();
-    let at = |share: f64| times[(times.len() as f64 * share) as usize];
-    println!(
-        "\nFrom a change on one node until a waiter on another is woken: p50 {:?}, p99 {:?}",
-        at(0.5),
-        at(0.99)
-    );
+    println!("\nFrom a change on one node, on another");
+    for (what, mut times) in [("a waiter is woken", woken), ("a poll is answered", answered)] {
+        times.sort();
+        let at = |share: f64| times[(times.len() as f64 * share) as usize];
+        println!("{what:>40}: p50 {:?}, p99 {:?}", at(0.5), at(0.99));
+    }
+}
+
+async fn poll_that_waits(status: StatusService, id: JobId) -> Instant {
+    let request = Request::get(format!("/jobs/{id}/status")).header("prefer", "wait=30");
+    let answer = status.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let document = answer.into_body().collect().await.unwrap().to_bytes();
+    let then = Instant::now();
+    let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    assert_eq!(document["status"], "succeeded");
+    then
 }
