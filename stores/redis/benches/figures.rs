@@ -17,7 +17,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
-use support::Server;
+use support::{Server, number};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 use tower_offload::{
@@ -146,11 +146,7 @@ fn response(bytes: usize) -> Change {
 fn cpu(url: &str) -> f64 {
     let output = Command::new("redis-cli").args(["-u", url, "info", "cpu"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let seconds = |name| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().parse::<f64>().unwrap()
-    };
-    seconds("used_cpu_user:") + seconds("used_cpu_sys:")
+    number::<f64>(&text, "used_cpu_user:") + number::<f64>(&text, "used_cpu_sys:")
 }
 
 fn now() -> Duration {
@@ -184,11 +180,7 @@ async fn traffic() {
 
 fn bytes(server: &Server) -> (usize, usize) {
     let text = server.cli(&["info", "stats"]);
-    let number = |name| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().parse::<usize>().unwrap()
-    };
-    (number("total_net_input_bytes:"), number("total_net_output_bytes:"))
+    (number(&text, "total_net_input_bytes:"), number(&text, "total_net_output_bytes:"))
 }
 
 // ------------------------------------------------------------------------------------------ memory
@@ -196,11 +188,7 @@ fn bytes(server: &Server) -> (usize, usize) {
 async fn memory() {
     let server = Server::start(&[]);
     let store = RedisStore::connect(server.url()).await.unwrap();
-    let used = || {
-        let text = server.cli(&["info", "memory"]);
-        let line = text.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
-        line.trim().parse::<f64>().unwrap()
-    };
+    let used = || server.used_memory() as f64;
     println!("\nBytes that a job takes in Redis, of {KEPT}");
     let start = used();
     let per_job = |from: f64| (used() - from) / KEPT as f64;

@@ -1,6 +1,6 @@
 //! Calls to Redis: each within its time, over connections that are replaced when nothing comes of them.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use redis::{ScriptInvocation, Value};
 use tower_offload::Error;
@@ -8,13 +8,9 @@ use tower_offload::Error;
 use crate::{
     connect::{Connection, timed_out},
     error::failed,
+    locked::locked,
     store::Inner,
 };
-
-fn locked(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
-    // Nothing that can panic runs under the lock.
-    connection.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Inner {
     /// A number for a call: what undoes another has a greater one.

@@ -31,6 +31,7 @@ mod ended;
 mod error;
 mod fields;
 mod keys;
+mod locked;
 mod node;
 mod queue;
 mod replicas;

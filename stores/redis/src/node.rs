@@ -12,14 +12,14 @@
 //! is refused by the same step that would write it.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
 use tokio::{task::JoinHandle, time::Instant};
 use tower_offload::{Error, JobId};
 
-use crate::{fields::read, store::Inner};
+use crate::{fields::read, locked::locked, store::Inner};
 
 /// A lease is renewed so many times while it lasts.
 const RENEWALS: u32 = 4;
@@ -40,14 +40,13 @@ impl Node {
     }
 
     pub(crate) fn id(&self) -> Arc<str> {
-        // Nothing that can panic runs under the lock.
-        Arc::clone(&self.id.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&locked(&self.id))
     }
 
     /// Takes another name, unless somebody else has done so since it was this one.
     fn rename(&self, from: &str) -> Result<Arc<str>, Error> {
         let next = name()?;
-        let mut id = self.id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut id = locked(&self.id);
         if &**id == from {
             *id = next;
         }

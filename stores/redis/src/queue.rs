@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -24,6 +24,7 @@ use crate::{
     RedisStore,
     error::corrupt,
     fields::{self, read},
+    locked::locked,
     store::Inner,
 };
 
@@ -49,17 +50,12 @@ struct Hints {
 }
 
 impl Arrivals {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Hints>> {
-        // Nothing that can panic runs under the lock.
-        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// `PARTITION POLICY`
     pub(crate) fn told(&self, message: &str) {
         let Some((partition, policy)) = message.split_once(' ') else { return };
         let Ok(partition) = partition.parse::<u8>() else { return };
         // Of policies that nobody here serves, nothing is remembered.
-        if let Some(hints) = self.lock().get_mut(policy) {
+        if let Some(hints) = locked(&self.policies).get_mut(policy) {
             hints.partitions.insert(partition % JobId::PARTITIONS);
         }
         self.arrived.notify_waiters();
@@ -68,7 +64,7 @@ impl Arrivals {
     /// A partition to look into for a job of this policy.
     fn next(&self, policy: &str) -> Option<u8> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % JobId::PARTITIONS;
-        let mut policies = self.lock();
+        let mut policies = locked(&self.policies);
         let hints = policies.entry(policy.to_owned()).or_default();
         // Less often where there is always something: it is looked for between two jobs.
         let every = if hints.partitions.is_empty() { SCAN } else { SCAN * 5 };
@@ -85,7 +81,7 @@ impl Arrivals {
 
     /// There may be more where one was found.
     fn found(&self, policy: &str, partition: u8) {
-        if let Some(hints) = self.lock().get_mut(policy) {
+        if let Some(hints) = locked(&self.policies).get_mut(policy) {
             hints.partitions.insert(partition);
         }
     }

@@ -1,7 +1,7 @@
 //! Waiting for replicas: a call whose answer is told once so many of them have what it wrote.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -9,12 +9,12 @@ use redis::{
     ErrorKind as RedisErrorKind, Pipeline, RedisResult, ScriptInvocation,
     ServerErrorKind::NoScript, Value,
 };
-use tokio::sync::Semaphore;
 use tower_offload::{Error, ErrorKind, JobId};
 
 use crate::{
     connect::{Connection, timed_out},
     error::failed,
+    locked::locked,
     store::Inner,
 };
 
@@ -28,11 +28,14 @@ pub(crate) struct Replicas {
     count: u32,
 }
 
+/// Given in the order in which it was asked for.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
 #[derive(Clone)]
 struct Open {
     connection: Connection,
     /// In a cluster one for each partition, so that one primary holds up no other.
-    turns: Arc<[Arc<Semaphore>]>,
+    turns: Arc<[Turn]>,
 }
 
 impl Open {
@@ -41,7 +44,7 @@ impl Open {
             Connection::Single(_) => TURNS,
             Connection::Cluster(_) => JobId::PARTITIONS.into(),
         };
-        let turns = (0..turns).map(|_| Arc::new(Semaphore::new(1))).collect();
+        let turns = (0..turns).map(|_| Turn::default()).collect();
         Self { connection, turns }
     }
 }
@@ -53,12 +56,7 @@ impl Replicas {
 
     /// Goes on with another connection.
     pub(crate) fn reopened(&self, connection: Connection) {
-        *self.lock() = Open::new(connection);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        // Nothing that can panic runs under the lock.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        *locked(&self.open) = Open::new(connection);
     }
 
     /// The longest that a call can be under way when calls may take so long: with as many before it as
@@ -116,9 +114,9 @@ impl Inner {
         partition: u8,
         both: Pipeline,
     ) -> RedisResult<(Value, u32)> {
-        let Open { mut connection, turns } = replicas.lock().clone();
+        let Open { mut connection, turns } = locked(&replicas.open).clone();
         let turn = Arc::clone(&turns[usize::from(partition) % turns.len()]);
-        let Ok(turn) = turn.acquire_owned().await else { return Err(timed_out()) };
+        let turn = turn.lock_owned().await;
         let longest = Replicas::longest(self.timeout);
         let sent = tokio::spawn(async move {
             let _turn = turn;

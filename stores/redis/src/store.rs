@@ -313,17 +313,17 @@ fn chunks_after_the_first(inner: Arc<Inner>, id: JobId) -> impl FnMut() -> Store
         StoreFuture::new(async move {
             let mut command = redis::cmd("LINDEX");
             command.arg(inner.keys.outcome(id)).arg(index);
-            let ask = async || inner.ask(&command, "cannot read an outcome").await;
-            let mut answer = ask().await;
-            // The client would begin anew with what is large: it is not let go for a moment's failure.
-            for _ in 0..CHUNK_TRIES {
-                if answer.is_ok() {
-                    break;
+            let mut tries = CHUNK_TRIES;
+            let answer = loop {
+                match inner.ask(&command, "cannot read an outcome").await {
+                    // The client would begin anew with what is large: it is not let go for a moment's
+                    // failure.
+                    Err(_) if tries > 0 => tries -= 1,
+                    answer => break answer?,
                 }
                 tokio::time::sleep(inner.timeout / 2).await;
-                answer = ask().await;
-            }
-            match answer? {
+            };
+            match answer {
                 Value::Nil => {
                     let message = "the outcome was removed, or expired, while it was read";
                     Err(Error::new(ErrorKind::StoreUnavailable, message))

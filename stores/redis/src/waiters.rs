@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -14,7 +14,7 @@ use redis::{PushInfo, PushKind, Value};
 use tokio::sync::Notify;
 use tower_offload::{JobId, store::Interest};
 
-use crate::queue::Arrivals;
+use crate::{locked::locked, queue::Arrivals};
 
 /// Those who wait, by job.
 #[derive(Debug, Default)]
@@ -67,7 +67,7 @@ impl Waiters {
     pub(crate) fn enter(self: &Arc<Self>, id: JobId, seen: u32, interest: Interest) -> Waiting {
         let (woken, told) = (Notify::new(), AtomicBool::new(false));
         let waiter = Arc::new(Waiter { seen, interest, woken, told });
-        self.lock().entry(id).or_default().push(Arc::clone(&waiter));
+        locked(&self.jobs).entry(id).or_default().push(Arc::clone(&waiter));
         Waiting { all: Arc::clone(self), id, waiter }
     }
 
@@ -115,7 +115,7 @@ impl Waiters {
         let is_for = |waiter: &&Arc<Waiter>| {
             versions.is_none_or(|versions| versions.are_news(waiter.seen, waiter.interest))
         };
-        let woken: Vec<_> = match self.lock().get(&id) {
+        let woken: Vec<_> = match locked(&self.jobs).get(&id) {
             Some(all) => all.iter().filter(is_for).cloned().collect(),
             None => return,
         };
@@ -127,13 +127,8 @@ impl Waiters {
     }
 
     pub(crate) fn wake_all(&self) {
-        let all: Vec<_> = self.lock().values().flatten().cloned().collect();
+        let all: Vec<_> = locked(&self.jobs).values().flatten().cloned().collect();
         all.iter().for_each(|waiter| waiter.woken.notify_one());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Vec<Arc<Waiter>>>> {
-        // Nothing that can panic runs under the lock.
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -148,7 +143,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let mut jobs = self.all.lock();
+        let mut jobs = locked(&self.all.jobs);
         if let Some(all) = jobs.get_mut(&self.id) {
             all.retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
             if all.is_empty() {
@@ -196,6 +191,6 @@ mod tests {
         waiters.push(&message(PushKind::Message, &other.to_string()));
         assert!(elsewhere.woken().await);
         drop((all, status, elsewhere));
-        assert!(waiters.lock().is_empty());
+        assert!(locked(&waiters.jobs).is_empty());
     }
 }

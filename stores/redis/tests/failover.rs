@@ -65,8 +65,7 @@ async fn jobs(store: &RedisStore, each: usize) -> Vec<JobId> {
 
 fn replicas_are_online(primaries: &[Server]) {
     let begun = std::time::Instant::now();
-    while !primaries.iter().all(|node| node.cli(&["info", "replication"]).contains("state=online"))
-    {
+    while !primaries.iter().all(Server::has_a_replica) {
         assert!(begun.elapsed() < PATIENCE, "no replicas");
     }
 }
@@ -166,9 +165,7 @@ async fn behind_a_replica_that_is_silent_little_is_held() {
     for call in calls {
         assert!(call.await.unwrap().is_err());
     }
-    let memory = server.cli(&["info", "memory"]);
-    let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
-    let used = used.trim().parse::<usize>().unwrap();
+    let used = server.used_memory();
     assert!(used < 16 << 20, "{used} bytes, of 50 MiB that were sent");
     // And when the replica is back, the next job is accepted.
     replica.go_on();

@@ -215,12 +215,8 @@ async fn the_chunks_of_an_outcome_that_found_no_room_do_not_take_it_up() {
     let server = Server::start(&[]);
     let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap();
     let id = inserted(&store).await;
-    let used: u64 = server
-        .cli(&["info", "memory"])
-        .lines()
-        .find_map(|l| l.strip_prefix("used_memory:").map(|v| v.trim().parse().unwrap()))
-        .unwrap();
-    let set = |bytes: u64| server.cli(&["config", "set", "maxmemory", &bytes.to_string()]);
+    let used = server.used_memory();
+    let set = |bytes: usize| server.cli(&["config", "set", "maxmemory", &bytes.to_string()]);
     // Room for half of it.
     set(used + (5 << 20));
     assert!(store.change(id, response(8 << 20)).await.is_err());
@@ -448,7 +444,7 @@ async fn failover() -> (bool, Status) {
     let replica = Server::start(&["--replicaof", "127.0.0.1", &between.address.port().to_string()]);
     tokio::time::sleep(Duration::from_millis(300)).await;
     let begun = Instant::now();
-    while !server.cli(&["info", "replication"]).contains("state=online") {
+    while !server.has_a_replica() {
         assert!(begun.elapsed() < Duration::from_secs(20));
         sleep(Duration::from_millis(50)).await;
     }

@@ -196,7 +196,7 @@ async fn a_replica_that_takes_over_has_what_was_promised_and_nobody_is_lost() {
     let server = Server::start(&[]);
     let replica = Server::start(&["--replicaof", "127.0.0.1", &server.port.to_string()]);
     let begun = Instant::now();
-    while !server.cli(&["info", "replication"]).contains("state=online") {
+    while !server.has_a_replica() {
         assert!(begun.elapsed() < Duration::from_secs(20), "no replica");
     }
     let proxy = Proxy::start(server.port).await;

@@ -97,10 +97,16 @@ local function is_forbidden(job, node, number)
   return by == node and tonumber(number) < tonumber(since)
 end
 
--- Writes a claim again as it is. Whoever is told of its job may wait for replicas, and `WAIT` waits for
--- what its own connection has written (valkey, src/server.c, `call`).
-local function confirm(claim, holder)
-  redis.call('SET', claim, holder, 'KEEPTTL')
+-- The job that has a claim, if there is one: {id, record}. The claim is written again as it is: whoever is
+-- told of its job may wait for replicas, and `WAIT` waits for what its own connection has written (valkey,
+-- src/server.c, `call`).
+local function holder_of(claim, jobs)
+  local holder = redis.call('GET', claim)
+  local record = holder and redis.call('HGETALL', jobs .. holder) or {}
+  if #record > 0 then
+    redis.call('SET', claim, holder, 'KEEPTTL')
+    return {holder, record}
+  end
 end
 
 -- Gives a new job its claim, if it has one; or gives what is to be told instead: {'known'} if its id is, or
@@ -109,11 +115,9 @@ local function admit(job, id, claim, node, number)
   if redis.call('EXISTS', job) == 1 or is_forbidden(job, node, number) then
     return {'known'}
   end
-  local holder = claim and redis.call('GET', claim)
-  local record = holder and redis.call('HGETALL', base(job) .. 'j:' .. holder) or {}
-  if #record > 0 then
-    confirm(claim, holder)
-    return {holder, record}
+  local held = claim and holder_of(claim, base(job) .. 'j:')
+  if held then
+    return held
   end
   if claim then
     redis.call('SET', claim, id)

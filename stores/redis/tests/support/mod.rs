@@ -6,9 +6,11 @@ pub mod proxy;
 
 use std::{
     ffi::OsString,
+    fmt::Debug,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    str::FromStr,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -87,6 +89,14 @@ impl Server {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    pub fn used_memory(&self) -> usize {
+        number(&self.cli(&["info", "memory"]), "used_memory:")
+    }
+
+    pub fn has_a_replica(&self) -> bool {
+        self.cli(&["info", "replication"]).contains("state=online")
+    }
+
     /// Ends it, as a machine that fails.
     pub fn kill(&self) {
         let mut child = self.child.lock().unwrap();
@@ -114,6 +124,12 @@ impl Server {
             assert!(begun.elapsed() < PATIENCE, "the server on port {} is silent", self.port);
         }
     }
+}
+
+/// The number after this name in what `INFO` says.
+pub fn number<T: FromStr<Err: Debug>>(info: &str, name: &str) -> T {
+    let found = info.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    found.trim().parse().unwrap()
 }
 
 impl Drop for Server {
