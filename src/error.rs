@@ -31,6 +31,9 @@ pub enum ErrorKind {
     StoreUnavailable,
     /// Something could not be read back: a stored outcome, or the text of an id.
     Corrupt,
+    /// A later release of this crate wrote it, in a format that this release does not know. Processes of
+    /// that release can read it; nothing is wrong with it.
+    NewerFormat,
     /// The operating system gave no random numbers for an id.
     Random,
 }

@@ -1,8 +1,8 @@
 //! A record as bytes, for a store outside of this process: JSON that a person can read.
 //!
 //! ```json
-//! {"id":"0123456789abcdef0123456789abcdef","status":"running","version":2,"status_version":1,
-//!  "created_at":1767225600000000000,"started_at":1767225600250000000,"ttl":3600000000000,
+//! {"format":1,"id":"0123456789abcdef0123456789abcdef","status":"running","version":2,
+//!  "status_version":1,"created_at":1767225600000000000,"started_at":1767225600250000000,"ttl":3600000000000,
 //!  "policy":"reports","owner":"9f86…","claim":{"key":"2c26…","fingerprint":"fcde…"},
 //!  "progress":{"ratio":0.5,"message":"half"}}
 //! ```
@@ -12,6 +12,10 @@
 //! rounds them to a quarter of a microsecond.) What is not known is ignored and what may be absent
 //! may be absent, so that nodes of two versions can share a store. What contradicts itself is
 //! refused: the rest of the crate takes a record by its word.
+//!
+//! `format` is the lowest [`FORMAT`] whose readers understand the record. It grows when a record, its
+//! outcome or its request holds something that an earlier release would misread rather than ignore.
+//! A reader leaves a record of a later format as it is.
 
 use std::sync::Arc;
 
@@ -21,8 +25,14 @@ use serde::{Deserialize, Serialize};
 use super::{Claim, Digest, Failure, More, Progress, Record, Status, Time, nanos};
 use crate::error::{Error, ErrorKind};
 
+/// The latest format of a record that this release reads, and the one that it writes. Format 0 is
+/// that of records without one, from before formats were counted.
+pub(super) const FORMAT: u32 = 1;
+
 #[derive(Serialize, Deserialize)]
 struct Stored {
+    #[serde(default)]
+    format: u32,
     id: String,
     status: Status,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,11 +88,19 @@ impl Record {
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] if these are not the bytes of a record, or of one that contradicts
-    /// itself.
+    /// itself; [`ErrorKind::NewerFormat`] if a later release wrote them in a format that this one does
+    /// not know.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        let stored: Stored = serde_json::from_slice(bytes).map_err(|error| {
-            Error::new(ErrorKind::Corrupt, "not the bytes of a record").with_source(error)
-        })?;
+        let stored: Stored =
+            serde_json::from_slice(bytes).map_err(|error| match is_newer(bytes) {
+                true => newer(),
+                false => {
+                    Error::new(ErrorKind::Corrupt, "not the bytes of a record").with_source(error)
+                }
+            })?;
+        if stored.format > FORMAT {
+            return Err(newer());
+        }
         let record = stored.into_record()?;
         if record.is_sound() { Ok(record) } else { Err(corrupt("a record contradicts itself")) }
     }
@@ -116,6 +134,7 @@ impl Record {
 impl From<&Record> for Stored {
     fn from(record: &Record) -> Self {
         Self {
+            format: FORMAT,
             id: record.id.to_string(),
             status: record.status,
             failure: record.failure,
@@ -185,6 +204,19 @@ impl StoredProgress {
     fn into_progress(self) -> Arc<Progress> {
         Arc::new(Progress::new(self.ratio, self.message.as_deref()))
     }
+}
+
+/// Whether a record that cannot be read says that it is of a later format.
+fn is_newer(bytes: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    serde_json::from_slice::<Format>(bytes).is_ok_and(|stored| stored.format > FORMAT)
+}
+
+fn newer() -> Error {
+    Error::new(ErrorKind::NewerFormat, "a newer release wrote this record")
 }
 
 fn corrupt(message: &'static str) -> Error {
@@ -285,6 +317,7 @@ mod tests {
         assert_eq!(
             serde_json::from_slice::<Value>(&full().to_bytes()).unwrap(),
             json!({
+                "format": FORMAT,
                 "id": "0123456789abcdef0123456789abcdef",
                 "status": "failed",
                 "response_status": 503,
@@ -314,6 +347,30 @@ mod tests {
         for name in ["id", "status", "version", "status_version", "created_at", "ttl"] {
             assert!(read(&with(&[(name, Value::Null)])).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_record_of_a_later_format_is_newer_and_not_corrupt() {
+        let later = FORMAT + 1;
+        for fields in [
+            vec![("format", json!(later))],
+            vec![("format", json!(later)), ("status", json!("paused"))],
+            vec![("format", json!(u32::MAX)), ("created_at", json!("yesterday"))],
+            vec![("format", json!(later)), ("started_at", json!(1_000))],
+        ] {
+            let error = read(&with(&fields)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NewerFormat, "{fields:?}");
+        }
+        for fields in [
+            vec![("format", json!(FORMAT)), ("status", json!("paused"))],
+            vec![("format", json!(-1))],
+            vec![("format", json!("2"))],
+        ] {
+            let error = read(&with(&fields)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{fields:?}");
+        }
+        assert!(read(&with(&[("format", json!(0))])).is_ok());
+        assert!(read(&with(&[("format", json!(FORMAT))])).is_ok());
     }
 
     #[test]

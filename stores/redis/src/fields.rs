@@ -13,7 +13,8 @@ use crate::error::corrupt;
 
 /// The members of a record and their letters. What a newer version has beside is under its whole
 /// name, and left as it is. `n` and `y` are the store's own: the bytes of the outcome, and the node.
-const NAMES: [(&str, &str); 15] = [
+const NAMES: [(&str, &str); 16] = [
+    (FORMAT.0, FORMAT.1),
     ("status", "s"),
     ("version", "v"),
     ("status_version", "w"),
@@ -30,6 +31,9 @@ const NAMES: [(&str, &str); 15] = [
     ("attempt", "a"),
     ("max_attempts", "m"),
 ];
+
+/// The format of a record; records without one are of format 0.
+const FORMAT: (&str, &str) = ("format", "F");
 
 /// Those of the claim.
 const CLAIM: [(&str, &str); 2] = [("key", "k"), ("fingerprint", "q")];
@@ -86,8 +90,8 @@ pub(crate) fn record(id: JobId, hash: &Value) -> Result<Option<Record>, Error> {
         } else if let Some((name, _)) = NAMES.iter().find(|(_, short)| *short == name) {
             let value = match TEXTS.contains(name) {
                 true => Json::String(value),
-                false => serde_json::from_str(&value)
-                    .map_err(|error| corrupt("a field is not JSON").with_source(error))?,
+                // Whether what is no JSON is corrupt, or of a later format, the record's format says.
+                false => serde_json::from_str(&value).unwrap_or(Json::String(value)),
             };
             members.insert((*name).to_owned(), value);
         }
@@ -116,7 +120,7 @@ pub(crate) fn read<T: FromRedisValue>(value: Value) -> Result<T, Error> {
 mod tests {
     use std::time::{Duration, SystemTime};
 
-    use tower_offload::{Change, Claim, Digest, End, Failure, Progress};
+    use tower_offload::{Change, Claim, Digest, End, ErrorKind, Failure, Progress};
 
     use super::*;
 
@@ -146,6 +150,26 @@ mod tests {
                 (record.owner(), record.claim())
             );
         }
+    }
+
+    #[test]
+    fn a_hash_of_a_later_format_is_newer_and_not_corrupt() {
+        let queued = Record::queued(JobId::random().unwrap(), SystemTime::now(), Duration::MAX);
+        let read = |changed: &[(&str, &str)]| {
+            let mut values = of(&queued).unwrap();
+            for (name, value) in changed {
+                let at = values.chunks(2).position(|pair| pair[0] == *name).unwrap();
+                values[2 * at + 1] = (*value).to_owned();
+            }
+            let values = values.into_iter().map(|text| Value::BulkString(text.into_bytes()));
+            super::record(queued.id(), &Value::Array(values.collect()))
+                .map_err(|error| error.kind())
+        };
+        assert!(read(&[]).is_ok() && read(&[("F", "0")]).is_ok());
+        assert_eq!(read(&[("F", "99")]).unwrap_err(), ErrorKind::NewerFormat);
+        assert_eq!(read(&[("F", "99"), ("c", "now")]).unwrap_err(), ErrorKind::NewerFormat);
+        assert_eq!(read(&[("c", "now")]).unwrap_err(), ErrorKind::Corrupt);
+        assert_eq!(read(&[("F", "last")]).unwrap_err(), ErrorKind::Corrupt);
     }
 
     #[test]
