@@ -111,6 +111,8 @@ enum Flaw {
     TakesOnce,
     TakesWhatIsOver,
     ReadsThenTakes,
+    MissesArrivals,
+    ArrivesAlways,
 }
 
 macro_rules! failing {
@@ -176,6 +178,8 @@ mod a_flaw_is_found {
         TakesOnce in what_is_lost_is_taken_again_so_often;
         TakesWhatIsOver in what_was_canceled_or_taken_back_is_not_taken;
         ReadsThenTakes in of_racing_takers_one_has_each_job;
+        MissesArrivals in an_arrival_is_seen_and_none_is_made_up;
+        ArrivesAlways in an_arrival_is_seen_and_none_is_made_up;
     }
 }
 
@@ -354,6 +358,15 @@ impl Inner {
             }
         }
         Ok(None)
+    }
+
+    fn is_due(&self, policy: &str) -> bool {
+        let requests = self.requests.lock().unwrap().clone();
+        let mut jobs = requests.iter().filter_map(|(id, _)| self.get(*id));
+        jobs.any(|job| {
+            let name = job.record.policy().map(|name| &**name);
+            job.record.status() == Status::Queued && name == Some(policy)
+        })
     }
 
     async fn change(&self, id: JobId, change: Change) -> Result<Changed, Error> {
@@ -572,9 +585,16 @@ impl Store for Plain {
         self.call(move |inner| async move { inner.take(&policy).await })
     }
 
-    fn arrival(&self) -> StoreFuture<()> {
+    fn arrival(&self, policy: Arc<str>) -> StoreFuture<()> {
         self.call(|inner| async move {
-            let _ = inner.changes.subscribe().changed().await;
+            let mut changes = inner.changes.subscribe();
+            let is_due = || inner.has(Flaw::ArrivesAlways) || inner.is_due(&policy);
+            while inner.has(Flaw::MissesArrivals) || !is_due() {
+                let _ = changes.changed().await;
+                if inner.has(Flaw::MissesArrivals) {
+                    break;
+                }
+            }
             Ok(())
         })
     }

@@ -75,6 +75,8 @@ pub enum Failure {
     Interrupted,
     /// The process that ran the job died, or was cut off from the store for too long.
     NodeLost,
+    /// What the store keeps of the job cannot be read.
+    Corrupt,
 }
 
 /// How a job ends when it is not canceled.

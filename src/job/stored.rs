@@ -480,6 +480,7 @@ mod tests {
             Failure::TooLarge,
             Failure::Interrupted,
             Failure::NodeLost,
+            Failure::Corrupt,
         ];
         prop_oneof![
             Just(Change::Start),

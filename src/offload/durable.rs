@@ -34,8 +34,12 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RunAgain(pub(super) usize);
 
-/// So long after it was told of nothing, a process looks for jobs all the same.
+/// How long a worker waits for the store before it looks whether its route is still served.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// The pause after a look that found nothing, though the store said that there may be something:
+/// a store that says so again and again must not keep a permit from others.
+const AGAIN: Duration = Duration::from_millis(10);
 
 impl Deferred {
     /// Keeps a job with its request. One that nobody is told of is undone: when it may not be there, and
@@ -105,7 +109,18 @@ pub(crate) async fn serve<S, ReqB, ResB>(
     ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
 {
     let mut backoff = Backoff::new();
-    while let Some(place) = route.place().await {
+    while route.is_served() {
+        // No permit is held while there is nothing to do.
+        match tokio::time::timeout(LOOK, state.store.arrival(Arc::clone(&name))).await {
+            Ok(Ok(())) => {}
+            Err(_elapsed) => continue,
+            Ok(Err(error)) => {
+                failed(&name, &error);
+                backoff.wait().await;
+                continue;
+            }
+        }
+        let Some(place) = route.place().await else { return };
         let (Some(cut), take) = (route.cut(), state.store.take(Arc::clone(&name))) else { return };
         // After that nothing is begun any more.
         let Some(taken) = cut.run_until_cancelled(take).await else { return };
@@ -115,22 +130,14 @@ pub(crate) async fn serve<S, ReqB, ResB>(
                 begin::<_, ReqB, _>(place, record, &request, route.run_time, service.clone());
             }
             Ok(None) => {
-                // Others may have the place meanwhile.
                 drop(place);
-                let arrival = state.store.arrival();
-                if let Ok(Err(error)) = tokio::time::timeout(LOOK, arrival).await {
-                    failed(&name, &error);
-                    backoff.wait().await;
-                }
+                tokio::time::sleep(AGAIN).await;
             }
             Err(error) => {
                 drop(place);
                 failed(&name, &error);
                 backoff.wait().await;
             }
-        }
-        if !route.is_served() {
-            return;
         }
     }
 }
@@ -161,8 +168,8 @@ fn begin<S, ReqB, ResB>(
     let request = match request_from_bytes(request) {
         Ok(request) => request,
         Err(error) => {
-            tracing::error!(job = %id, error = &error as &dyn std::error::Error, "a durable request is lost");
-            return registered.end(Change::Finish(End::Failure(Failure::ServiceError)));
+            tracing::error!(job = %id, error = &error as &dyn std::error::Error, "the request of a durable job cannot be read");
+            return registered.end(Change::Finish(End::Failure(Failure::Corrupt)));
         }
     };
     let (mut head, body) = request.into_parts();

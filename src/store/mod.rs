@@ -124,8 +124,15 @@ pub trait Store: Send + Sync + 'static {
         StoreFuture::ready(Err(no_requests()))
     }
 
-    /// Resolves when there may be something to take. It may resolve early, or late.
-    fn arrival(&self) -> StoreFuture<()> {
+    /// Resolves once there may be a job of this policy to [take](Store::take): at once where one is
+    /// known to be due, also one that was queued before this call, and otherwise at most a second
+    /// after one has become due, in whichever process it was queued.
+    ///
+    /// It may resolve although there is nothing to take, but seldom: a process that serves the policy
+    /// calls it first, takes a permit only when it has resolved, and calls `take` then. So a store in
+    /// which looking takes time looks here, where no permit is held.
+    fn arrival(&self, policy: Arc<str>) -> StoreFuture<()> {
+        let _ = policy;
         StoreFuture::ready(Err(no_requests()))
     }
 }

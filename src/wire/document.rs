@@ -528,6 +528,7 @@ mod tests {
             Just(Failure::TooLarge),
             Just(Failure::Interrupted),
             Just(Failure::NodeLost),
+            Just(Failure::Corrupt),
         ]
         .prop_map(End::Failure);
         option::of(prop_oneof![

@@ -14,6 +14,13 @@ use crate::{
     store::{Inserted, Store},
 };
 
+/// How long a store is watched that has nothing to take.
+const WINDOW: Duration = Duration::from_secs(2);
+
+/// More often than this an arrival does not resolve with nothing to take, in `WINDOW` or in as long as
+/// a job may take to arrive.
+const MADE_UP: usize = 100;
+
 /// What is lost with its process.
 fn lost() -> Change {
     Change::Finish(End::Failure(Failure::Interrupted))
@@ -35,20 +42,24 @@ impl<S: Store> Check<S> {
         self.that(matches!(enqueued, Inserted::New), "a durable job is not kept");
     }
 
+    async fn arrival(&self, policy: &str) {
+        self.answer("arrival", self.there.arrival(policy.into())).await;
+    }
+
     async fn take(&self, policy: &str) -> Option<(Record, Bytes)> {
         self.answer("take", self.there.take(policy.into())).await
     }
 
-    /// What is taken once it is there, as whoever serves a route does: told, or looking.
+    /// What is taken once it is there, as the tasks that serve a route do it: they wait, then take.
     async fn taken(&self, policy: &str) -> (Record, Bytes) {
         let found = async {
-            loop {
+            for _ in 0..MADE_UP {
                 if let Some(found) = self.take(policy).await {
                     return found;
                 }
-                let arrival = self.there.arrival();
-                let _ = tokio::time::timeout(Duration::from_secs(1), arrival).await;
+                self.arrival(policy).await;
             }
+            self.fail("it resolves over and over with nothing to take")
         };
         self.soon("nothing to take", found).await
     }
@@ -163,4 +174,41 @@ pub(super) async fn of_racing_takers_one_has_each_job<S: Store>(check: &Check<S>
         let record = check.record(id, "after it was taken").await;
         check.that(record.status() == Status::Running, format_args!("taken, it is {record:?}"));
     }
+}
+
+pub(super) async fn an_arrival_is_seen_and_none_is_made_up<S: Store>(check: &Check<S>) {
+    if !check.there.keeps_requests() {
+        return;
+    }
+    // Before the call.
+    check.enqueue(&check.durable("a", 1), b"").await;
+    check.arrival("a").await;
+    check.taken("a").await;
+    // After it, through the other handle.
+    let waiting = {
+        let check = check.clone();
+        tokio::spawn(async move { check.taken("a").await })
+    };
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let record = check.durable("a", 1);
+    check.enqueue(&record, b"").await;
+    check.that(join(waiting).await.0.id() == record.id(), "another job arrived");
+    // A job that is queued again arrives again.
+    let again = check.durable("a", 2);
+    check.enqueue(&again, b"").await;
+    check.taken("a").await;
+    check.swapped().applied(again.id(), lost()).await;
+    check.that(check.taken("a").await.0.id() == again.id(), "another job arrived");
+    // With nothing there it seldom resolves.
+    check.enqueue(&check.durable("b", 1), b"").await;
+    let mut made_up = 0;
+    let counted = async {
+        loop {
+            check.arrival("a").await;
+            made_up += 1;
+            check.that(made_up < MADE_UP, "it resolves over and over with nothing to take");
+            check.that(check.take("a").await.is_none(), "something is taken that is not there");
+        }
+    };
+    let _: Result<(), _> = tokio::time::timeout(WINDOW, counted).await;
 }

@@ -137,6 +137,7 @@ where
             a_durable_job_is_taken_with_its_request
             what_is_lost_is_taken_again_so_often
             what_was_canceled_or_taken_back_is_not_taken
-            of_racing_takers_one_has_each_job;
+            of_racing_takers_one_has_each_job
+            an_arrival_is_seen_and_none_is_made_up;
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU8, Ordering},
@@ -79,6 +80,15 @@ impl Arrivals {
         Some(next)
     }
 
+    /// How long there is nothing to look into for this policy, unless a message says so; `None` where
+    /// there is something now.
+    fn until_next(&self, policy: &str) -> Option<Duration> {
+        let mut policies = locked(&self.policies);
+        let hints = policies.entry(policy.to_owned()).or_default();
+        let scanned = hints.scanned.filter(|_| hints.partitions.is_empty())?;
+        SCAN.checked_sub(scanned.elapsed()).filter(|left| !left.is_zero())
+    }
+
     /// There may be more where one was found.
     fn found(&self, policy: &str, partition: u8) {
         if let Some(hints) = locked(&self.policies).get_mut(policy) {
@@ -108,8 +118,17 @@ impl Inner {
         inserted(&answer)
     }
 
-    pub(crate) async fn arrival(&self) {
-        self.waiters.arrivals.arrived.notified().await;
+    /// Resolves when there is a partition to look into for a job of this policy: one of which this
+    /// process was told, or all of them, once a second.
+    pub(crate) async fn arrival(&self, policy: &str) {
+        let arrivals = &self.waiters.arrivals;
+        loop {
+            // Noted before the hints are looked at, so that a message between the two is not missed.
+            let mut arrived = pin!(arrivals.arrived.notified());
+            arrived.as_mut().enable();
+            let Some(left) = arrivals.until_next(policy) else { return };
+            let _ = tokio::time::timeout(left, arrived).await;
+        }
     }
 
     /// Looks where there may be something, until something is found, or nobody wants it any more.

@@ -168,9 +168,9 @@ impl Store for RedisStore {
         StoreFuture::new(async move { store.take_for(policy).await })
     }
 
-    fn arrival(&self) -> StoreFuture<()> {
+    fn arrival(&self, policy: Arc<str>) -> StoreFuture<()> {
         self.call(|inner| async move {
-            inner.arrival().await;
+            inner.arrival(&policy).await;
             Ok(())
         })
     }
