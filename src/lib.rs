@@ -118,6 +118,7 @@ mod policy;
 mod run;
 mod status;
 pub mod store;
+mod system;
 mod wire;
 
 pub use body::{RequestBody, ResponseBody, StatusBody};
@@ -134,6 +135,9 @@ pub use run::{Drain, Drained, PolicyStats, Stats};
 pub use status::{StatusFuture, StatusService};
 #[doc(inline)]
 pub use store::{MemoryStore, Store};
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub use system::simulation;
 pub use wire::LocationStyle;
 
 /// The README's code is compiled too.

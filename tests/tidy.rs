@@ -14,22 +14,73 @@ use std::{
 /// The arrows: what each room may know, itself aside. `lib.rs` is no room and may know all.
 const ROOMS: &[(&str, &str)] = &[
     ("error", ""),
+    ("system", ""),
     ("body", "error"),
     ("deadlines", ""),
-    ("job", "error"),
+    ("job", "error system"),
     ("wire", "error job body"),
-    ("store", "error job body"),
+    ("store", "error system job body"),
     ("policy", "error job wire"),
-    ("run", "error body deadlines job wire store policy"),
-    ("offload", "error body deadlines job wire store run policy"),
-    ("status", "error body job wire store run policy"),
+    ("run", "error system body deadlines job wire store policy"),
+    ("offload", "error system body deadlines job wire store run policy"),
+    ("status", "error system body job wire store run policy"),
     ("follow", "error wire"),
-    ("desk", "error body deadlines job wire store run policy offload status follow"),
+    ("desk", "error system body deadlines job wire store run policy offload status follow"),
     ("fuzzing", "error job wire"),
 ];
 
 /// The most lines that a file under `src/` may have, its unit tests not counted.
 const LINES: usize = 400;
+
+/// What runs differently each time, or asks the operating system: the tokens, the files under `src/` that
+/// may have them with the reason, and what others use.
+const NONDETERMINISM: &[(&[&str], &[&str], &str)] = &[
+    (
+        &["SystemTime", "::", "now"],
+        &["src/system/mod.rs"],
+        "only src/system asks for the time: use `system::now`, or in stores `tower_offload::store::now`",
+    ),
+    (
+        &["getrandom"],
+        &["src/system/mod.rs"],
+        "only src/system asks for random bytes: use `system::fill`, or in stores `JobId::random`",
+    ),
+    (
+        &["std", "::", "time", "::", "Instant"],
+        &[],
+        "tests can't pause the standard library's clock: use `tokio::time::Instant`",
+    ),
+    (
+        &["HashMap"],
+        // By a hash that is the same each time, and never iterated.
+        &["src/run/ledger.rs"],
+        "iteration order may decide what happens and differs each time: use a `BTreeMap`",
+    ),
+    (&["HashSet"], &[], "as of `HashMap`: use a `BTreeSet`"),
+    (
+        &["DashMap"],
+        // Never iterated, but to shrink.
+        &["src/store/memory.rs"],
+        "as of `HashMap`: use a `BTreeMap`",
+    ),
+    (
+        &["select", "!"],
+        &[],
+        "tokio's `select!` begins with a random branch: poll in a stated order",
+    ),
+    (
+        &["watch", "::", "channel"],
+        &[],
+        "wakes its receivers in a random order (tokio, src/sync/watch.rs): use a `Notify`",
+    ),
+    (&["thread", "::", "spawn"], &[], "a paused clock does not wait for threads: use a task"),
+    (
+        &["spawn_blocking"],
+        // Shrinks tables, which decides nothing and wakes no task.
+        &["src/store/expiry.rs"],
+        "a paused clock stands still meanwhile, and other threads ask the operating system's clock",
+    ),
+];
 
 /// Section and number of every trap that wants a test named `trap_N_M…`.
 const TRAPS: &[(u8, &[u8])] = &[
@@ -91,6 +142,18 @@ fn the_table_of_rooms_keeps_its_own_rules() {
     for room in apart {
         assert!(apart.iter().all(|other| !table[room].contains(*other)), "{room}");
     }
+}
+
+#[test]
+fn nothing_but_the_listed_files_is_nondeterministic() {
+    let mut wrong = Vec::new();
+    for (path, source) in ["src", "stores/redis/src"].into_iter().flat_map(sources) {
+        if !is_unit_tests(&path) {
+            let found = nondeterminism_in(&path, &source);
+            wrong.extend(found.into_iter().map(|(line, why)| format!("{path}:{line}: {why}")));
+        }
+    }
+    none(&wrong);
 }
 
 #[test]
@@ -204,6 +267,21 @@ fn circle_in(graph: &Graph) -> Option<Vec<String>> {
         let mut path = Vec::new();
         walk(graph, room, &mut path).then(|| path.iter().map(|name| (*name).to_owned()).collect())
     })
+}
+
+/// The lines, outside of unit tests, of what [`NONDETERMINISM`] does not allow in this file.
+fn nondeterminism_in(path: &str, source: &str) -> Vec<(usize, &'static str)> {
+    let (code, _) = without_unit_tests(&code_only(source));
+    let all = tokens(&code);
+    let mut found = Vec::new();
+    for (wanted, allowed, why) in NONDETERMINISM {
+        if !allowed.contains(&path) {
+            let here = all.windows(wanted.len());
+            let here = here.filter(|next| next.iter().map(|(_, token)| token).eq(wanted.iter()));
+            found.extend(here.map(|next| (next[0].0, *why)));
+        }
+    }
+    found
 }
 
 fn opens_with_a_caption(source: &str) -> bool {
@@ -521,6 +599,20 @@ fn a_forbidden_import_is_caught() {
     assert!(objection("run", "Unheard", &exports).is_some());
     assert!(objection("unheard", "error", &exports).is_some());
     assert!(objection("error", "*", &exports).is_some());
+}
+
+#[test]
+fn nondeterminism_is_found_outside_of_the_allowed_files() {
+    let source = "use std::time::SystemTime;\nfn f() { SystemTime::now(); getrandom::fill(x); }\n\
+                  fn g() { tokio::select! {} }\n\
+                  #[cfg(test)]\nmod tests {\n    fn f() { SystemTime::now(); }\n}\n\
+                  struct A(HashMap<u8, u8>);";
+    let lines = |path| -> Vec<usize> {
+        nondeterminism_in(path, source).into_iter().map(|(line, _)| line).collect()
+    };
+    assert_eq!(lines("src/job/id.rs"), [2, 2, 8, 3]);
+    assert_eq!(lines("src/system/mod.rs"), [8, 3]);
+    assert_eq!(lines("src/run/ledger.rs"), [2, 2, 3]);
 }
 
 #[test]

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::Digest;
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    system,
+};
 
 /// The id of a job: 128 bits from the operating system's random number generator, without any
 /// meaning, so that knowing one tells nothing of another.
@@ -30,7 +33,7 @@ impl JobId {
     /// [`ErrorKind::Random`] when the operating system has none to give.
     pub fn random() -> Result<Self, Error> {
         let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).map_err(|error| {
+        system::fill(&mut bytes).map_err(|error| {
             Error::new(ErrorKind::Random, "no random numbers for a job's id").with_source(error)
         })?;
         Ok(Self(bytes))

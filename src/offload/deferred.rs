@@ -35,6 +35,7 @@ use crate::{
     error::{BoxError, Error, ErrorKind},
     job::{Asked, Claim, Digest, JobId, Owner, Record},
     run::{Admission, Lane, Refusal, Registering, Work},
+    system,
     wire::{self, Problem},
 };
 
@@ -228,7 +229,7 @@ impl Deferred {
             Some(claim) => JobId::random_beside(claim.key())?,
             None => JobId::random()?,
         };
-        let mut record = make(id, SystemTime::now(), self.route.ttl());
+        let mut record = make(id, system::now(), self.route.ttl());
         if let Some(claim) = claim {
             record = record.with_claim(claim);
         }

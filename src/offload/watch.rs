@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use http::{Request, uri::PathAndQuery};
@@ -25,6 +25,7 @@ use crate::{
     job::{Asked, JobId, Owner, Record, watched_by},
     policy::{Plan, Start},
     run::{Admission, Lane, Refusal, Registering},
+    system,
 };
 
 /// A request that is watched. Each is moved with room for this, so it is kept small: see the assertion
@@ -335,7 +336,7 @@ impl Watch {
     fn record(&self) -> Result<Record, Error> {
         let none = Special::default();
         let Special { asked, owner, .. } = self.special.as_deref().unwrap_or(&none);
-        let mut record = Record::running(asked.id()?, SystemTime::now(), self.route.ttl())
+        let mut record = Record::running(asked.id()?, system::now(), self.route.ttl())
             .with_policy(Arc::clone(self.lane().name()));
         if let Some(owner) = owner {
             record = record.with_owner(owner.digest());

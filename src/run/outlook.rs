@@ -1,11 +1,12 @@
 //! What clients are told to expect: when to ask again, how long it may still take, and where in the
 //! queue they stand.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::{Account, Lane, RETRY_AFTER, State};
 use crate::{
     job::{Record, Status},
+    system,
     wire::Outlook,
 };
 
@@ -47,7 +48,7 @@ impl Lane {
 
 /// A job that runs: what is left for those that have run as long.
 fn until_end(account: &Account, record: &Record) -> Option<Duration> {
-    let elapsed = SystemTime::now().duration_since(record.started_at()?).unwrap_or_default();
+    let elapsed = system::now().duration_since(record.started_at()?).unwrap_or_default();
     account.times().remaining(elapsed)
 }
 

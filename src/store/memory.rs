@@ -5,12 +5,9 @@
 //! that takes long or is other people's code. Expiry goes through a queue ordered by time
 //! (`expiry.rs`), never by scanning the map.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::SystemTime,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use dashmap::{DashMap, mapref::entry::Entry};
@@ -26,6 +23,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     job::{Change, Digest, IdHash, JobId, Outcome, Record},
+    system,
 };
 
 /// What a job is counted with beside its outcome: its place in the map and in the queue of expiry,
@@ -226,7 +224,7 @@ impl Inner {
         };
         let kept = &mut **entry;
         let (before, key) = (kept.bytes(), key_of(&kept.record));
-        let applied = kept.apply(change, SystemTime::now());
+        let applied = kept.apply(change, system::now());
         let record = kept.record.clone();
         this.recount(kept, before);
         // The map's lock is given up before anything else is done.
@@ -323,7 +321,7 @@ impl Expire for Inner {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use tokio::runtime::{Builder, Handle, Runtime};
 

@@ -18,6 +18,7 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic},
     task::{Context, Poll},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -28,6 +29,7 @@ use waiting::Waiting;
 use crate::{
     error::{Error, ErrorKind},
     job::{Change, Digest, JobId, Record},
+    system,
 };
 
 /// Keeps jobs and their outcomes.
@@ -135,6 +137,15 @@ pub trait Store: Send + Sync + 'static {
         let _ = policy;
         StoreFuture::ready(Err(no_requests()))
     }
+}
+
+/// Returns the wall-clock time by which this crate writes records. A store that makes records, or
+/// [applies](Record::apply) changes to them, takes the time from here.
+///
+/// It is [`SystemTime::now`]; this project's own simulations replace it, as they replace the random bytes
+/// of [`JobId::random`].
+pub fn now() -> SystemTime {
+    system::now()
 }
 
 fn no_requests() -> Error {

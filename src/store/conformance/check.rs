@@ -191,7 +191,7 @@ impl<S: Store> Check<S> {
         ttl: Duration,
     ) -> Record {
         match JobId::random() {
-            Ok(id) => make(id, SystemTime::now(), ttl),
+            Ok(id) => make(id, crate::system::now(), ttl),
             Err(error) => self.fail(error),
         }
     }
@@ -204,7 +204,7 @@ impl<S: Store> Check<S> {
         claim: Claim,
     ) -> Record {
         match JobId::random_beside(claim.key()) {
-            Ok(id) => make(id, SystemTime::now(), ttl).with_claim(claim),
+            Ok(id) => make(id, crate::system::now(), ttl).with_claim(claim),
             Err(error) => self.fail(error),
         }
     }

@@ -102,7 +102,7 @@ pub(super) async fn what_is_lost_is_taken_again_so_often<S: Store>(check: &Check
         let as_it_was = taken.id() == record.id() && request == "request";
         check.that(as_it_was && taken.attempt() == Some(attempt), format_args!("{taken:?}"));
         let mut wanted = taken.clone();
-        wanted.apply(&lost(), std::time::SystemTime::now());
+        wanted.apply(&lost(), crate::system::now());
         let told = there.applied(record.id(), lost()).await;
         check.alike(&told, &wanted, "lost");
         check.that(told.status().is_end() == (attempt == 2), format_args!("lost, it is {told:?}"));

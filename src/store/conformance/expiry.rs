@@ -1,7 +1,7 @@
 //! Point 2 of the contract: what has not ended is never dropped, and what has ended is kept for its
 //! TTL. The only checks that let time pass.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -60,7 +60,7 @@ async fn is_kept<S: Store>(check: &Check<S>, record: &Record, ended: Instant) {
     let expires_at = ended_record.map(|record| record.expires_at());
     loop {
         let found = check.fetch(record.id()).await;
-        let now = SystemTime::now();
+        let now = crate::system::now();
         if ended.elapsed() >= TTL || expires_at.is_some_and(|expires_at| now >= expires_at) {
             return;
         }
@@ -78,7 +78,7 @@ async fn is_gone<S: Store>(check: &Check<S>, record: &Record, expires: Instant) 
         sleep(TTL / 10).await;
     }
     is_not_there(check, record.id()).await;
-    let again = Record::running(record.id(), SystemTime::now(), TTL);
+    let again = Record::running(record.id(), crate::system::now(), TTL);
     check.insert(&again).await;
     let found = check.record(record.id(), "though its id was inserted again").await;
     check.alike(&found, &again, "inserted again after its expiry,");
@@ -129,7 +129,7 @@ pub(super) async fn what_has_expired_has_no_claim_and_is_not_counted<S: Store>(c
     let ended_record = check.applied(record.id(), response(200)).await;
     loop {
         let found = check.claimed(key).await;
-        let over = ended.elapsed() >= TTL || SystemTime::now() >= ended_record.expires_at();
+        let over = ended.elapsed() >= TTL || crate::system::now() >= ended_record.expires_at();
         if over {
             break;
         }

@@ -206,7 +206,7 @@ pub(super) async fn any_future_may_be_dropped<S: Store>(check: &Check<S>) {
                 Changed::Unknown => check.fail("the job is not there any more"),
             };
             let mut wanted = before.clone();
-            wanted.apply(&change, std::time::SystemTime::now());
+            wanted.apply(&change, crate::system::now());
             check.alike(&after, &wanted, "after a change whose future was dropped");
         }
         drop(check.begin("take_back", check.here.take_back(id)).await);

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::{
@@ -130,7 +130,7 @@ async fn in_order<S: Store>(check: &Check<S>, record: Record, told: Vec<(Change,
         };
         let mut state = states[version - 1].clone();
         check.that(
-            state.apply(change, SystemTime::now()),
+            state.apply(change, crate::system::now()),
             format_args!("{change:?} was applied to {:?}", states[version - 1]),
         );
         check.alike(after, &state, format_args!("told by {change:?} in a race,"));
@@ -150,7 +150,7 @@ async fn in_order<S: Store>(check: &Check<S>, record: Record, told: Vec<(Change,
                     check.fail(format_args!("{change:?} was refused by {told:?}: never seen"));
                 };
                 check.alike(told, state, format_args!("told to a refused {change:?},"));
-                let may = state.clone().apply(change, SystemTime::now());
+                let may = state.clone().apply(change, crate::system::now());
                 check.that(!may, format_args!("{change:?} was refused by {state:?}"));
             }
         }
@@ -168,7 +168,7 @@ pub(super) async fn of_racing_insertions_one_wins<S: Store>(check: &Check<S>) {
         let id = check.job(Record::running).id();
         let ttls: Vec<_> = (1..=8).map(|more| LONG + Duration::from_secs(more)).collect();
         let told = race(check, ttls, |check, ttl| async move {
-            let record = Record::running(id, SystemTime::now(), ttl);
+            let record = Record::running(id, crate::system::now(), ttl);
             (ttl, check.refused(&record, 100).await.map(|error| error.kind()))
         })
         .await;

@@ -1,6 +1,6 @@
 //! Changes of a job: one script, and before it the pieces of an outcome that is too large for one.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use redis::{ScriptInvocation, Value};
@@ -94,7 +94,7 @@ fn brought(change: &Change, call: &mut ScriptInvocation<'_>) -> Result<(), Error
     match change {
         Change::Start => call.arg("start"),
         Change::Progress(progress) => {
-            let now = SystemTime::now();
+            let now = tower_offload::store::now();
             let record = Record::running(JobId::random()?, now, Duration::ZERO);
             let record = record.with_progress(progress.clone());
             call.arg("progress").arg(fields::member(&record, "progress")?)

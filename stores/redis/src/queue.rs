@@ -226,7 +226,7 @@ impl Inner {
             Value::BulkString(bytes) if record.status().is_end() => Bytes::from(bytes),
             _ => return Ok(None),
         };
-        let (next, now) = (JobId::random()?, std::time::SystemTime::now());
+        let (next, now) = (JobId::random()?, tower_offload::store::now());
         let mut again = Record::queued(next, now, record.ttl());
         again = again.with_attempts(record.max_attempts().unwrap_or(1));
         if let Some(policy) = record.policy() {

@@ -3,7 +3,7 @@
 //! A waiter is entered before the job is looked at, so that a change is either seen or told.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +19,8 @@ use crate::{locked::locked, queue::Arrivals};
 /// Those who wait, by job.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
-    jobs: Mutex<HashMap<JobId, Vec<Arc<Waiter>>>>,
+    /// Ordered, so that all are woken in an order that does not differ from run to run.
+    jobs: Mutex<BTreeMap<JobId, Vec<Arc<Waiter>>>>,
     /// Durable jobs that have come.
     pub(crate) arrivals: Arrivals,
     /// A channel has gone to another node of the cluster, and nothing is heard of it any more.
