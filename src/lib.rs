@@ -69,9 +69,11 @@
 //!   table of [`Policies`].
 //! * Without a router, [`OffloadLayer::mounted`] answers below the status path itself.
 //!
-//! A relative `Location` of a response is resolved against the path that the layer sees. Inside of
-//! axum's `nest` that path lacks its prefix: there, put the layer around the router, or answer with
-//! a path that begins with a slash.
+//! A relative `Location` or `Content-Location` of a response is resolved against the path that the
+//! layer sees, as browsers resolve it, and becomes a path of the same origin whatever path the client
+//! sent. A reference that has a scheme, names a host (`//host/`) or begins with a slash is replayed as
+//! the handler wrote it. Inside of axum's `nest` the path lacks its prefix: there, put the layer around
+//! the router, or answer with a path that begins with a slash.
 //!
 //! axum's own futures can be moved, and boxed ones. For a service whose future cannot (an `async`
 //! block; anything with a timer in it, such as tower-http's `TimeoutLayer`, inside of this layer in

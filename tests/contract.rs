@@ -10,20 +10,26 @@ use axum::{
     body::Body,
     error_handling::HandleErrorLayer,
     response::{IntoResponse, Response},
-    routing::any,
+    routing::{MethodRouter, any},
 };
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body::Frame;
 use http_body_util::StreamBody;
+use iri_string::{
+    format::ToDedicatedString,
+    types::{UriAbsoluteStr, UriReferenceStr},
+};
 use jiff::Timestamp;
 use serde_json::Value;
 use support::{
     Answer, Client, Server,
     gated::{Call, Calls, gated, with_trailers},
+    soon,
 };
 use tower::{ServiceBuilder, service_fn};
-use tower_offload::{LocationStyle, Offload, OffloadBuilder, Policy};
+use tower_offload::{JobId, LocationStyle, Offload, OffloadBuilder, Owner, Policy};
+use url::Url;
 
 // --------------------------------------------------------------------------- a server to ask
 
@@ -813,6 +819,226 @@ async fn following_redirects_gives_what_a_quick_request_gave() {
             assert_eq!(headers, quick, "{protocol}");
         }
     }
+}
+
+// -------------------------------------------------- references, where the client chooses the path
+
+type Routed = fn(MethodRouter) -> Router;
+
+/// An app whose handler answers at every path, and where the layer sees all of it or its end.
+const ANY_PATH: [(&str, Routed); 3] = [
+    ("", |handler| Router::new().route("/{*rest}", handler)),
+    ("", |handler| Router::new().fallback_service(handler)),
+    // axum removes the slash behind a prefix too.
+    ("/nested/", |handler| Router::new().nest("/nested", Router::new().fallback_service(handler))),
+];
+
+impl Desk {
+    async fn any_path(policy: Policy, routed: Routed) -> Self {
+        let offload = Offload::builder("/jobs").owner(|_| Some(Owner::from("anyone")));
+        let offload = offload.build().unwrap();
+        let (gated, calls) = gated();
+        let app = routed(gated.route().layer(offload.layer(policy)));
+        let app = app.nest_service("/jobs", offload.status());
+        Self { server: Server::axum(app).await, calls, offload }
+    }
+
+    /// Writes a request as it is, has its handler answer with this reference, and reads the answer.
+    async fn answer_to(&mut self, target: &str, reference: &str) -> String {
+        let mut raw = self.server.connect().await;
+        raw.write(format!(
+            "POST {target} HTTP/1.1\r\nhost: host\r\nidempotency-key: {}\r\ncontent-length: 0\r\n\r\n",
+            JobId::random().unwrap()
+        ))
+        .await;
+        let call = self.calls.next().await;
+        let reference = HeaderValue::from_bytes(reference.as_bytes()).unwrap();
+        call.answer((StatusCode::CREATED, [("location", reference)]));
+        soon("an answer", raw.read_response()).await.0
+    }
+
+    /// The `Location` of the replay.
+    async fn replayed_location(&mut self, target: &str, reference: &str) -> String {
+        let client = Client::http1();
+        let job = location_in(&self.answer_to(target, reference).await).to_owned();
+        client.ended(&self.server, &job).await;
+        let result = format!("{job}/result");
+        let location = client.get(&self.server, &result).await.header("location").to_owned();
+        assert_stays_on_the_origin(&result, &location);
+        location
+    }
+}
+
+fn location_in(head: &str) -> &str {
+    head.lines()
+        .find_map(|line| line.strip_prefix("location: "))
+        .unwrap_or_else(|| panic!("{head}"))
+}
+
+/// Whether a reference read at this path leads to the same origin, as RFC 3986 and as browsers have it.
+fn assert_stays_on_the_origin(at: &str, reference: &str) {
+    let at = format!("http://host{at}");
+    let by_browsers = Url::parse(&at).unwrap().join(reference).unwrap();
+    assert_eq!(by_browsers.origin().ascii_serialization(), "http://host", "{reference}");
+    let strict = UriReferenceStr::new(reference).unwrap();
+    let by_rfc = strict.resolve_against(UriAbsoluteStr::new(&at).unwrap()).to_dedicated_string();
+    assert_eq!(by_rfc.authority_str(), Some("host"), "{reference}");
+    assert_eq!(by_rfc.as_str(), by_browsers.as_str());
+}
+
+/// That each reference, answered to a request for its target, is replayed as this.
+async fn assert_replayed(table: &[(&str, &str, &str)]) {
+    for (prefix, routed) in ANY_PATH {
+        let mut desk = Desk::any_path(Policy::always(), routed).await;
+        for (target, reference, expected) in table {
+            let target = match target.strip_prefix("http://host") {
+                Some(path) => format!("http://host{prefix}{path}"),
+                None => format!("{prefix}{target}"),
+            };
+            let location = desk.replayed_location(&target, reference).await;
+            assert_eq!(location, *expected, "{reference:?} at {target}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_path_with_two_slashes_is_no_host_in_a_replay() {
+    assert_replayed(&[
+        ("//evil.example/x", "next", "/.//evil.example/next"),
+        ("//evil.example/x", "?page=2", "/.//evil.example/x?page=2"),
+        ("//evil.example/x?q=1", "#top", "/.//evil.example/x?q=1#top"),
+        ("//evil.example/x", ".", "/.//evil.example/"),
+        ("///evil.example/x", "next", "/.///evil.example/next"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_path_with_two_slashes_is_no_host_over_http_2() {
+    let mut desk = Desk::any_path(Policy::always(), ANY_PATH[0].1).await;
+    let client = Client::http2();
+    let created = (StatusCode::CREATED, [("location", "next"), ("content-location", "?page=2")]);
+    let job = desk.ended_at(&client, "//evil.example/x", created).await;
+    let result = client.get(&desk.server, &format!("{job}/result")).await;
+    assert_eq!(result.header("location"), "/.//evil.example/next");
+    assert_eq!(result.header("content-location"), "/.//evil.example/x?page=2");
+}
+
+#[tokio::test]
+async fn the_path_of_an_absolute_form_target_is_no_host_in_a_replay() {
+    assert_replayed(&[
+        ("http://host//evil.example/x", "next", "/.//evil.example/next"),
+        ("http://host/\\evil.example/x", "next", "/.//evil.example/next"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn dot_segments_before_two_slashes_make_no_host_in_a_replay() {
+    assert_replayed(&[
+        ("/a/..//evil.example/", "next", "/.//evil.example/next"),
+        ("/.//evil.example/", "next", "/.//evil.example/next"),
+        ("/a/%2e%2E//evil.example/", "next", "/.//evil.example/next"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_backslash_in_the_path_makes_no_host_in_a_replay() {
+    assert_replayed(&[
+        ("/\\evil.example/x", "next", "/.//evil.example/next"),
+        ("/\\evil.example/x", "", "/.//evil.example/x"),
+        ("/a/..\\\\evil.example/x", "next", "/.//evil.example/next"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_relative_reference_of_the_handler_makes_no_host_in_a_replay() {
+    assert_replayed(&[
+        ("/a/b", "..//evil.example/", "/.//evil.example/"),
+        ("/a", ".//evil.example/", "/.//evil.example/"),
+        ("/a/b", "..\\\\evil.example/", "/.//evil.example/"),
+        ("/a/b", ".\t./\t/evil.example/", "/.//evil.example/"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn references_are_resolved_where_a_strict_parser_refuses_the_target() {
+    assert_replayed(&[
+        ("/a/b?f[]=1", "next", "/a/next"),
+        ("/a/b?f[]=1", "?page=2", "/a/b?page=2"),
+        ("/a/b?q=x|y", "next", "/a/next"),
+        ("/a/b?{^`}", "#top", "/a/b?%7B%5E%60%7D#top"),
+        ("/a/b?%zz", "next", "/a/next"),
+        ("/a/b?\u{e9}", "next", "/a/next"),
+        ("/a/\u{e9}/c", "next", "/a/%C3%A9/next"),
+        ("/a/[b]/c", "next", "/a/%5Bb%5D/next"),
+        ("/a/b", "f[]|", "/a/f%5B%5D%7C"),
+        ("/a/b", "\u{e9} \u{e9}", "/a/%C3%A9%20%C3%A9"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn an_idempotent_route_answers_and_replays_with_the_same_safe_reference() {
+    for (target, reference) in [
+        ("//evil.example/x", "next"),
+        ("/a/..//evil.example/x", "next"),
+        ("http://host//evil.example/x", "next"),
+        ("/\\evil.example/x", "next"),
+        ("/a/b", "..//evil.example/next"),
+    ] {
+        let catch_all = ANY_PATH[0].1;
+        let patient = Policy::after(Duration::from_secs(3600)).idempotent();
+        let mut desk = Desk::any_path(patient, catch_all).await;
+        let head = desk.answer_to(target, reference).await;
+        assert!(head.starts_with("http/1.1 201"), "{head}");
+        let immediate = location_in(&head);
+        assert_stays_on_the_origin("//evil.example/x", immediate);
+        assert_eq!(immediate, "/.//evil.example/next");
+        let mut desk = Desk::any_path(Policy::always().idempotent(), catch_all).await;
+        assert_eq!(desk.replayed_location(target, reference).await, immediate);
+    }
+}
+
+#[tokio::test]
+async fn the_urls_of_a_job_do_not_depend_on_its_requests() {
+    const HOSTILE: &str = "host: evil.example\r\nx-forwarded-host: evil.example\r\n\
+        x-forwarded-prefix: //evil.example\r\nforwarded: host=evil.example\r\n\
+        x-original-url: //evil.example/\r\nreferer: http://evil.example/\r\n\
+        content-length: 0\r\n";
+    let mut desk = Desk::with(Offload::builder("/jobs").operation_location(true)).await;
+    let mut raw = desk.server.connect().await;
+    let mut send = async |method: &str, target: &str| {
+        raw.write(format!("{method} {target} HTTP/1.1\r\n{HOSTILE}\r\n")).await;
+        let (head, body) = soon("an answer", raw.read_response()).await;
+        let body = String::from_utf8(body).unwrap();
+        assert!(!head.contains("evil") && !body.contains("evil"), "{head}{body}");
+        (head, serde_json::from_str::<Value>(&body).unwrap())
+    };
+    let is_of_job = |(head, document): (String, Value), job: &str, location: Option<&str>| {
+        if let Some(end) = location {
+            assert_eq!(location_in(&head), format!("{job}{end}"));
+        }
+        assert_eq!(document["links"]["self"], job);
+        assert_eq!(document["links"]["status"], format!("{job}/status"));
+        assert_eq!(document["links"]["result"], format!("{job}/result"));
+    };
+    let accepted = send("POST", "http://evil.example/always").await;
+    let job = location_in(&accepted.0).to_owned();
+    assert!(job.strip_prefix("/jobs/").is_some_and(|id| id.parse::<JobId>().is_ok()), "{job}");
+    assert!(accepted.0.contains(&format!("link: <{job}/status>;")), "{}", accepted.0);
+    assert!(accepted.0.contains(&format!("operation-location: {job}/status\r\n")));
+    is_of_job(accepted, &job, Some(""));
+    let absolute = format!("http://evil.example{job}");
+    is_of_job(send("GET", &absolute).await, &job, Some(""));
+    is_of_job(send("GET", &format!("{job}/status?//evil.example/")).await, &job, None);
+    desk.calls.next().await.answer("done");
+    Client::http1().ended(&desk.server, &job).await;
+    is_of_job(send("GET", &absolute).await, &job, Some("/result"));
+    is_of_job(send("DELETE", &absolute).await, &job, None);
 }
 
 // ------------------------------------------------------------------------- other pollers

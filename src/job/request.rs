@@ -79,7 +79,15 @@ mod tests {
 
     #[test]
     fn a_request_comes_back_as_it_was() {
-        for uri in ["/", "/a/b?c=d%20e&f", "http://host:81/path?q", "*"] {
+        for uri in [
+            "/",
+            "/a/b?c=d%20e&f",
+            "http://host:81/path?q",
+            "*",
+            "//evil.example/x",
+            "http://host//evil.example/x",
+            "/\\evil.example/[b]?f[]={|}",
+        ] {
             for body in [&b""[..], b"\x00\xff body"] {
                 let (head, body) = request(uri, body).into_parts();
                 let back = from_bytes(&to_bytes(&head, &body).unwrap()).unwrap();

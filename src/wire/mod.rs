@@ -7,6 +7,7 @@ mod document;
 mod idempotency;
 mod prefer;
 mod problem;
+mod reference;
 mod replay;
 mod text;
 mod urls;

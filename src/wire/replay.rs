@@ -4,12 +4,8 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, response::Parts,
     uri::PathAndQuery,
 };
-use iri_string::{
-    format::ToDedicatedString,
-    types::{UriAbsoluteStr, UriReferenceStr},
-};
 
-use super::document::NO_STORE;
+use super::{document::NO_STORE, reference};
 
 /// `AsyncResult` (OData 4.01, part 1, section 8.3.1): the status of the handler's own response.
 const ASYNC_RESULT: HeaderName = HeaderName::from_static("asyncresult");
@@ -41,8 +37,8 @@ static NOT_REPLAYED: [HeaderName; 6] = [
 /// Headers that refer to something relative to the original request.
 static REFERRING: [HeaderName; 2] = [header::LOCATION, header::CONTENT_LOCATION];
 
-/// Makes the head of a response ready to be kept. `target` is the path of the original request,
-/// which relative references are resolved against: at the URL of the replay they would mean
+/// Makes the head of a response ready to be stored. `target` is the path and query of the original
+/// request, against which relative references are resolved: at the URL of the replay they would mean
 /// something else.
 pub(crate) fn prepare(head: &mut Parts, target: &PathAndQuery) {
     // Most responses have none of these: one look tells.
@@ -55,9 +51,10 @@ pub(crate) fn prepare(head: &mut Parts, target: &PathAndQuery) {
         drop_of_connection(&mut head.headers);
     }
     if refers {
-        for name in &REFERRING {
-            if let Some(resolved) = resolved(&head.headers, name, target) {
-                head.headers.insert(name, resolved);
+        let references = head.headers.iter_mut().filter(|(name, _)| REFERRING.contains(name));
+        for (_, value) in references {
+            if let Some(resolved) = reference::resolve(value.as_bytes(), target) {
+                *value = resolved;
             }
         }
     }
@@ -74,22 +71,6 @@ fn drop_of_connection(headers: &mut HeaderMap) {
     for name in named.iter().chain(&DROPPED) {
         headers.remove(name);
     }
-}
-
-/// The reference in this header, resolved (RFC 3986, section 5), if it is relative to a path.
-fn resolved(headers: &HeaderMap, name: &HeaderName, target: &PathAndQuery) -> Option<HeaderValue> {
-    let text = headers.get(name)?.to_str().ok()?;
-    let reference = UriReferenceStr::new(text).ok()?;
-    // With a scheme, an authority or a whole path it means the same everywhere on this origin.
-    if reference.to_iri().is_ok() || text.starts_with('/') {
-        return None;
-    }
-    // The origin is left off again: what is resolved stays on it.
-    const ORIGIN: &str = "http://origin";
-    let base = format!("{ORIGIN}{}", target.as_str());
-    let base = UriAbsoluteStr::new(&base).ok()?;
-    let resolved = reference.resolve_against(base).to_dedicated_string();
-    HeaderValue::from_str(resolved.as_str().strip_prefix(ORIGIN)?).ok()
 }
 
 /// The response that replays an outcome with this status and these headers. A handler's own 202 is
@@ -183,7 +164,8 @@ mod tests {
             ("/a/b", "/c", "/c"),
             ("/a/b", "//other/c", "//other/c"),
             ("/a/b", "https://other/c", "https://other/c"),
-            ("/a/b", "not a reference", "not a reference"),
+            ("/a/b", "not a reference", "/a/not%20a%20reference"),
+            ("//evil.example/b", "c", "/.//evil.example/c"),
         ] {
             let mut head = head(&[]);
             let value = HeaderValue::from_str(location).unwrap();
@@ -193,6 +175,14 @@ mod tests {
             assert_eq!(head.headers["location"], expected, "{target} {location}");
             assert_eq!(head.headers["content-location"], expected);
         }
+    }
+
+    #[test]
+    fn each_line_of_a_repeated_header_is_resolved() {
+        let mut head = head(&[("location", "/c"), ("location", "d"), ("location", "e")]);
+        prepare(&mut head, &PathAndQuery::from_static("/a/b"));
+        let lines: Vec<_> = head.headers.get_all("location").iter().collect();
+        assert_eq!(lines, ["/c", "/a/d", "/a/e"]);
     }
 
     #[test]
