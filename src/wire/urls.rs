@@ -130,9 +130,9 @@ fn check_path(path: &str) -> Result<(), &'static str> {
         "must not end with a slash, nor be the root: the ids of jobs stand below it"
     } else if path.contains(['{', '}', '*', ':']) {
         "must be a plain path, without a pattern"
-    } else if path.contains("//") || !path.bytes().all(is_path_byte) {
+    } else if path.contains("//") || !path.bytes().all(is_path_byte) || !has_whole_escapes(path) {
         "must be a path as it stands in a URL (RFC 3986, section 3.3), without query or fragment"
-    } else if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+    } else if path.split('/').any(is_dot_segment) {
         "must be a path without dot segments, which clients take out (RFC 3986, section 5.2.4)"
     } else {
         return Ok(());
@@ -155,6 +155,18 @@ fn check_base(base: &str) -> Result<(), &'static str> {
     }
 }
 
+/// Whether browsers take this segment for a dot segment: there `%2e` is a dot too
+/// (<https://url.spec.whatwg.org>, "single-dot URL path segment").
+fn is_dot_segment(segment: &str) -> bool {
+    matches!(&*segment.to_ascii_lowercase().replace("%2e", "."), "." | "..")
+}
+
+/// Whether two hexadecimal digits follow each percent sign (RFC 3986, section 2.1).
+fn has_whole_escapes(path: &str) -> bool {
+    let mut escapes = path.split('%').skip(1).map(str::as_bytes);
+    escapes.all(|rest| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()))
+}
+
 /// `pchar` or a slash (RFC 3986, section 3.3); patterns are refused before.
 fn is_path_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"/-._~%!$&'()+,;=@".contains(&byte)
@@ -162,6 +174,9 @@ fn is_path_byte(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use iri_string::types::{UriAbsoluteStr, UriReferenceStr};
+    use proptest::{prelude::*, sample::select};
+
     use super::*;
 
     fn urls(path: &str) -> Urls {
@@ -183,9 +198,14 @@ mod tests {
             ("/a//b", "3986"),
             ("/jöbs", "3986"),
             ("/a b", "3986"),
+            ("/a\\b", "3986"),
+            ("/a%", "3986"),
+            ("/a%zz", "3986"),
             ("/a\r\nset-cookie", "3986"),
             ("/a/../b", "dot segments"),
             ("/./a", "dot segments"),
+            ("/%2e/a", "dot segments"),
+            ("/a/.%2E", "dot segments"),
         ] {
             let error = Urls::new(path, None, LocationStyle::Job, false).unwrap_err();
             let error = error.to_string();
@@ -219,6 +239,31 @@ mod tests {
         ] {
             let urls = Urls::new("/jobs", Some(base), LocationStyle::Job, false).unwrap();
             assert_eq!(urls.base(), base);
+        }
+    }
+
+    proptest! {
+        /// What a client makes of a path that is accepted is that path, on the origin where it was
+        /// read, for those that follow RFC 3986 and for browsers.
+        #[test]
+        fn an_accepted_path_means_the_same_to_everybody(
+            parts in proptest::collection::vec(
+                select(&["/", "//", "\\", ".", "..", "%2e", "%2E", "%", "%zz", "%2f", "a", "'", "@",
+                    "[", "|", "^", "`", "\t", " ", "é", ";"][..]),
+                0..5,
+            ),
+        ) {
+            let path = format!("/{}", parts.concat());
+            if check_path(&path).is_ok() {
+                let expected = format!("http://host{path}/1");
+                let text = format!("{path}/1");
+                let at = "http://host/x/y";
+                let by_browsers = url::Url::parse(at).unwrap().join(&text).unwrap();
+                prop_assert_eq!(by_browsers.as_str(), &expected);
+                let strict = UriReferenceStr::new(&text).unwrap();
+                let by_rfc = strict.resolve_against(UriAbsoluteStr::new(at).unwrap());
+                prop_assert_eq!(by_rfc.to_string(), expected);
+            }
         }
     }
 
