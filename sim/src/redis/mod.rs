@@ -15,6 +15,13 @@
 //! assert_eq!(replies, [(connection, b"+PONG\r\n".to_vec())]);
 //! ```
 
+mod commands;
+mod data;
+mod number;
+mod resp;
+mod script;
 mod server;
+mod session;
+mod state;
 
 pub use server::{ConnId, Server, Snapshot};
