@@ -113,6 +113,8 @@ pub(crate) struct Sorted {
 
 impl Sorted {
     pub(crate) fn set(&mut self, member: &Text, score: f64) {
+        // Small sets keep -0 as 0 (src/t_zset.c, `zzlInsertAt`).
+        let score = if score == 0.0 { 0.0 } else { score };
         if let Some(old) = self.scores.insert(Arc::clone(member), score) {
             self.order.remove(&(Score(old), Arc::clone(member)));
         }

@@ -35,12 +35,6 @@ type Run = fn(&mut Context<'_>, &[Text]) -> Option<Reply>;
 /// Names, arities, and functions.
 const COMMANDS: &[(&str, i32, Run)] = &[
     ("hello", -1, |context, args| Some(hello(context, args))),
-    ("auth", -2, |_, _| {
-        Some(Reply::error(
-            "ERR AUTH <password> called without any password configured for the default user. \
-             Are you sure your configuration is correct?",
-        ))
-    }),
     ("select", 2, |_, args| {
         Some(match integer(&args[1]) {
             Some(0) => Reply::ok(),
@@ -81,6 +75,10 @@ pub(crate) fn run(context: &mut Context<'_>, args: &[Text]) {
         (Some(command), _) if !command.takes(args.len()) => Some(wrong_arity(command.name)),
         (_, Some((name, arity, _))) if !fits(*arity, args.len()) => Some(wrong_arity(name)),
         (None, None) => Some(unknown(args)),
+        (Some(command), _) if command.name == "ping" && is_listening(context) => {
+            let message = args.get(1).map_or_else(|| Reply::bulk(""), Reply::bulk);
+            Some(Reply::Array(vec![Reply::bulk("pong"), message]))
+        }
         (command, other) => match refused(context, args, command.map(|command| command.access)) {
             Some(error) => Some(error),
             None => match (command, other) {
@@ -134,7 +132,8 @@ fn refused(context: &Context<'_>, args: &[Text], access: Option<Access>) -> Opti
         return Some(Reply::error("OOM command not allowed when used memory > 'maxmemory'."));
     }
     let is_allowed = name.ends_with("subscribe") || matches!(&*name, "ping" | "quit");
-    if !context.session.is_resp3 && !is_allowed && subscriptions(&state, context.id) > 0 {
+    drop(state);
+    if !is_allowed && is_listening(context) {
         return Some(Reply::error(format!(
             "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / \
              RESET are allowed in this context"
@@ -143,9 +142,11 @@ fn refused(context: &Context<'_>, args: &[Text], access: Option<Access>) -> Opti
     None
 }
 
-fn subscriptions(state: &State, id: ConnId) -> usize {
-    let of = |kind| state.channels.channels_of(kind, id).len();
-    of(Kind::Plain) + of(Kind::Sharded)
+/// Whether the connection is in the mode of RESP2 in which replies would be mixed with messages.
+fn is_listening(context: &Context<'_>) -> bool {
+    let state = context.state.borrow();
+    let listens = |kind| !state.channels.channels_of(kind, context.id).is_empty();
+    !context.session.is_resp3 && (listens(Kind::Plain) || listens(Kind::Sharded))
 }
 
 fn hello(context: &mut Context<'_>, args: &[Text]) -> Reply {

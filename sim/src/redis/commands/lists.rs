@@ -16,8 +16,8 @@ pub(super) const COMMANDS: &[Command] = &[
     command("lindex", 3, Reads, lindex),
     command("lrange", 4, Reads, lrange),
     command("llen", 2, Reads, llen),
-    command("lpop", -2, Writes, |state, args| pop(state, args, VecDeque::pop_front)),
-    command("rpop", -2, Writes, |state, args| pop(state, args, VecDeque::pop_back)),
+    command("lpop", -2, Writes, |state, args| pop(state, args, VecDeque::pop_front, "lpop")),
+    command("rpop", -2, Writes, |state, args| pop(state, args, VecDeque::pop_back, "rpop")),
     command("ltrim", 4, Writes, ltrim),
 ];
 
@@ -69,10 +69,12 @@ fn llen(state: &mut State, args: &[Text]) -> Done {
     Ok(Reply::len(list(state, &args[1])?.map_or(0, VecDeque::len)))
 }
 
-fn pop(state: &mut State, args: &[Text], pop: fn(&mut List) -> Option<Text>) -> Done {
-    let out_of_range = || Reply::error("ERR value is out of range, must be positive");
+fn pop(state: &mut State, args: &[Text], pop: fn(&mut List) -> Option<Text>, name: &str) -> Done {
+    if args.len() > 3 {
+        return super::wrong_arguments(name);
+    }
     let count = match args.get(2) {
-        Some(count) => Some(usize::try_from(int(count)?).map_err(|_| out_of_range())?),
+        Some(text) => Some(super::count(text)?),
         None => None,
     };
     if list(state, &args[1])?.is_none() {

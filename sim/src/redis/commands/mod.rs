@@ -90,6 +90,12 @@ fn int(text: &[u8]) -> Result<i64, Reply> {
     integer(text).ok_or_else(|| Reply::error("ERR value is not an integer or out of range"))
 }
 
+/// A count of what is to be removed.
+fn count(text: &[u8]) -> Result<usize, Reply> {
+    let count = integer(text).and_then(|count| usize::try_from(count).ok());
+    count.ok_or_else(|| Reply::error("ERR value is out of range, must be positive"))
+}
+
 fn float(text: &[u8]) -> Result<f64, Reply> {
     double(text).ok_or_else(|| Reply::error("ERR value is not a valid float"))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Access::*, Command, Done, command, int, wrong_arguments};
+use super::{Access::*, Command, Done, command, int};
 use crate::redis::{
     data::{Value, wrong_type},
     resp::{Reply, Text},
@@ -122,14 +122,13 @@ fn srandmember(state: &mut State, args: &[Text]) -> Done {
 }
 
 fn spop(state: &mut State, args: &[Text]) -> Done {
+    if args.len() > 3 {
+        return super::syntax();
+    }
     let count = match args.get(2) {
-        Some(count) => usize::try_from(int(count)?)
-            .map_err(|_| Reply::error("ERR value is out of range, must be positive"))?,
+        Some(text) => super::count(text)?,
         None => 1,
     };
-    if args.len() > 3 {
-        return wrong_arguments("spop");
-    }
     let found = some(state, &args[1], count)?;
     if !found.is_empty() {
         change(state, &args[1], |set| set.retain(|member| !found.contains(member)))?;
@@ -141,9 +140,12 @@ fn spop(state: &mut State, args: &[Text]) -> Done {
 }
 
 fn smove(state: &mut State, args: &[Text]) -> Done {
-    set(state, &args[2])?;
-    if !has(state, &args[1], &args[3])? {
+    if set(state, &args[1])?.is_none() {
         return Ok(Reply::Integer(0));
+    }
+    set(state, &args[2])?;
+    if args[1] == args[2] || !has(state, &args[1], &args[3])? {
+        return Ok(Reply::Integer(has(state, &args[1], &args[3])?.into()));
     }
     change(state, &args[1], |set| set.remove(&args[3]))?;
     change(state, &args[2], |set| set.insert(args[3].clone()))?;

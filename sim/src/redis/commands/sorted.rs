@@ -1,6 +1,6 @@
 //! Commands on sorted sets, but for those that read a range.
 
-use super::{Access::*, Command, Done, command, float, int, is, syntax};
+use super::{Access::*, Command, Done, command, count, float, is, syntax};
 use crate::redis::{
     data::{Sorted, Value, wrong_type},
     resp::{Reply, Text},
@@ -8,8 +8,9 @@ use crate::redis::{
 };
 
 pub(super) const COMMANDS: &[Command] = &[
-    command("zadd", -4, Grows, zadd),
-    command("zincrby", 4, Grows, zincrby),
+    command("zadd", -4, Grows, |state, args| zadd(state, args, false)),
+    // The same with `INCR` (src/t_zset.c, `zincrbyCommand`), other options included.
+    command("zincrby", 4, Grows, |state, args| zadd(state, args, true)),
     command("zrem", -3, Writes, zrem),
     command("zscore", 3, Reads, zscore),
     command("zmscore", -3, Reads, zmscore),
@@ -61,8 +62,8 @@ struct Options {
 }
 
 /// Reads the options of `ZADD`; returns where the scores begin too.
-fn options(args: &[Text]) -> Result<(Options, usize), Reply> {
-    let (mut options, mut at) = (Options::default(), 2);
+fn options(args: &[Text], increments: bool) -> Result<(Options, usize), Reply> {
+    let (mut options, mut at) = (Options { increments, ..Options::default() }, 2);
     while let Some(word) = args.get(at) {
         let option = [
             ("nx", &mut options.only_new),
@@ -95,8 +96,8 @@ fn options(args: &[Text]) -> Result<(Options, usize), Reply> {
     Err(Reply::error(message))
 }
 
-fn zadd(state: &mut State, args: &[Text]) -> Done {
-    let (options, at) = options(args)?;
+fn zadd(state: &mut State, args: &[Text], increments: bool) -> Done {
+    let (options, at) = options(args, increments)?;
     let pairs = args[at..].chunks_exact(2);
     let pairs = pairs.map(|pair| Ok((float(&pair[0])?, &pair[1])));
     let pairs = pairs.collect::<Result<Vec<_>, Reply>>()?;
@@ -144,12 +145,6 @@ fn add(sorted: &mut Sorted, options: &Options, pairs: &[(f64, &Text)]) -> Done {
     })
 }
 
-fn zincrby(state: &mut State, args: &[Text]) -> Done {
-    let options = Options { increments: true, ..Options::default() };
-    let by = float(&args[2])?;
-    change(state, &args[1], |sorted| add(sorted, &options, &[(by, &args[3])]))?
-}
-
 fn zrem(state: &mut State, args: &[Text]) -> Done {
     Ok(Reply::len(remove(state, &args[1], &args[2..])?))
 }
@@ -187,8 +182,7 @@ fn pop(state: &mut State, args: &[Text], is_reversed: bool) -> Done {
         return syntax();
     }
     let count = match args.get(2) {
-        Some(count) => usize::try_from(int(count)?)
-            .map_err(|_| Reply::error("ERR value is out of range, must be positive"))?,
+        Some(text) => count(text)?,
         None => 1,
     };
     let Some(found) = sorted(state, &args[1])? else { return Ok(Reply::Array(Vec::new())) };

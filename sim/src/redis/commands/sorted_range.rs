@@ -33,7 +33,8 @@ impl Bounds {
     fn parse(least: &[u8], greatest: &[u8]) -> Result<Self, Reply> {
         let bound = |text: &[u8]| {
             let number = text.strip_prefix(b"(").unwrap_or(text);
-            match double(number) {
+            // `strtod` reads nothing as 0 (src/t_zset.c, `zslParseRange`).
+            match if number.is_empty() { Some(0.0) } else { double(number) } {
                 Some(score) => Ok((score, number.len() < text.len())),
                 None => Err(Reply::error("ERR min or max is not a float")),
             }
@@ -93,7 +94,8 @@ fn options(args: &[Text], is_zrange: bool) -> Result<Options, Reply> {
         if is(word, "withscores") {
             options.with_scores = true;
         } else if is(word, "limit") {
-            options.limit = Some((int(after(args, at)?)?, int(after(args, at + 1)?)?));
+            let (offset, count) = (after(args, at)?, after(args, at + 1)?);
+            options.limit = Some((int(offset)?, int(count)?));
             at += 2;
         } else if is_zrange && is(word, "byscore") {
             options.by_score = true;

@@ -47,30 +47,32 @@ struct Options {
 }
 
 fn options(state: &State, args: &[Text]) -> Result<Options, Reply> {
-    let (mut options, mut at) = (Options::default(), 3);
+    let (mut options, mut time, mut at) = (Options::default(), None, 3);
     while let Some(word) = args.get(at) {
-        let is_new = !options.keeps_ttl && options.expires.is_none();
+        let is_first = !options.keeps_ttl && time.is_none();
         if is(word, "nx") && !options.only_old {
             options.only_new = true;
         } else if is(word, "xx") && !options.only_new {
             options.only_old = true;
         } else if is(word, "get") {
             options.gets = true;
-        } else if is(word, "keepttl") && is_new {
+        } else if is(word, "keepttl") && time.is_none() {
             options.keeps_ttl = true;
-        } else if let (true, Some((is_seconds, is_absolute))) = (is_new, unit(word)) {
-            let time = after(args, at)?;
+        } else if let (true, Some(unit)) = (is_first, unit(word)) {
+            time = Some((after(args, at)?, unit));
             at += 1;
-            // Redis parses the time when all options are read; only one can be wrong.
-            let expires = expiry(state, time, is_seconds, is_absolute, "set")?;
-            if int(time)? <= 0 {
-                return Err(Reply::error("ERR invalid expire time in 'set' command"));
-            }
-            options.expires = Some(expires);
         } else {
             return syntax();
         }
         at += 1;
+    }
+    // When all options are read.
+    if let Some((time, (is_seconds, is_absolute))) = time {
+        let expires = expiry(state, time, is_seconds, is_absolute, "set")?;
+        if int(time)? <= 0 {
+            return Err(Reply::error("ERR invalid expire time in 'set' command"));
+        }
+        options.expires = Some(expires);
     }
     Ok(options)
 }
