@@ -165,6 +165,11 @@ impl OffloadBuilder {
     /// (`/x/jobs`) or a URL (`https://api.example/x/jobs`). For an app behind a proxy that strips a
     /// prefix. `Host`, `Forwarded` and `X-Forwarded-*` are never looked at: whoever sends the
     /// request writes them. Default: the status path, so that URLs stay on the same origin.
+    ///
+    /// A `Location` or `Content-Location` of a handler that is relative, or begins with a slash, is
+    /// replayed as a path as this app sees it, and so read on the origin of the base and without the
+    /// prefix. If the base is on another origin than the requests, or a proxy strips a prefix of their
+    /// paths, handlers should answer with whole URLs.
     pub fn public_base(mut self, base: impl Into<String>) -> Self {
         self.public_base = Some(base.into());
         self

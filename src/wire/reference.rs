@@ -369,7 +369,11 @@ mod tests {
     ];
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #![proptest_config(ProptestConfig {
+            cases: 4_000,
+            max_global_rejects: 40_000,
+            ..ProptestConfig::default()
+        })]
 
         /// Both standards read the result as the URL that a browser makes of the handler's own
         /// reference at the URL of the request.

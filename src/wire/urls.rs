@@ -147,12 +147,26 @@ fn check_base(base: &str) -> Result<(), &'static str> {
     let rest = base.strip_prefix("https://").or_else(|| base.strip_prefix("http://"));
     match rest.map(|rest| rest.split_at(rest.find('/').unwrap_or(rest.len()))) {
         None => Err("must be a path, or a URL that begins with http:// or https://"),
-        Some((authority, _)) if authority.parse::<http::uri::Authority>().is_err() => {
-            Err("has no valid host")
-        }
+        Some((authority, _)) if !is_authority(authority) => Err(
+            "has no valid host and port, or a user name, which no URL in a response may have (RFC 9110, section 4.2.4)",
+        ),
         Some((_, "")) => Ok(()),
         Some((_, path)) => check_path(path),
     }
+}
+
+/// Whether this is a host, with or without a port.
+fn is_authority(text: &str) -> bool {
+    let Ok(authority) = text.parse::<http::uri::Authority>() else { return false };
+    // A user name would stand before the host.
+    let port = match text.strip_prefix(authority.host()) {
+        Some("") => return true,
+        Some(rest) => rest.strip_prefix(':'),
+        None => None,
+    };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    !authority.host().is_empty()
+        && port.is_some_and(|port| is_port(port) && port.parse::<u16>().is_ok())
 }
 
 /// Whether browsers take this segment for a dot segment: there `%2e` is a dot too
@@ -227,6 +241,14 @@ mod tests {
             "https://h/j?x",
             "//h/jobs",
             "https://h/x/..",
+            "https://h/x/%2e%2E/jobs",
+            "https://h:b/jobs",
+            "https://h:99999/jobs",
+            "https://h:+80/jobs",
+            "https://h:/jobs",
+            "https://:80/jobs",
+            "https://user:secret@h/jobs",
+            "https://@h/jobs",
         ] {
             let error = Urls::new("/jobs", Some(base), LocationStyle::Job, false).unwrap_err();
             assert!(error.to_string().starts_with("public base"), "{base}: {error}");
@@ -235,6 +257,8 @@ mod tests {
             "/x/jobs",
             "https://pub.example/x/jobs",
             "http://[::1]:3000/jobs",
+            "http://[::1]/jobs",
+            "http://h:65535",
             "https://jobs.example",
         ] {
             let urls = Urls::new("/jobs", Some(base), LocationStyle::Job, false).unwrap();
