@@ -100,6 +100,20 @@ impl Both {
         );
     }
 
+    /// The fields and values of a hash, if it is one, and of UTF-8.
+    pub fn hash(&mut self, key: &str) -> Option<Vec<String>> {
+        let reply = self.ask(&["HGETALL", key], Compare::Exactly);
+        let texts = strings(&reply).into_iter().map(|text| String::from_utf8(text).ok());
+        texts.collect::<Option<Vec<_>>>().filter(|_| reply[0] != b'-')
+    }
+
+    /// How many members a set has; none if it is no set.
+    pub fn count(&mut self, key: &str) -> u64 {
+        let reply = self.ask(&["SCARD", key], Compare::Exactly);
+        let text = String::from_utf8(reply).unwrap();
+        text.trim().strip_prefix(':').map_or(0, |count| count.parse().unwrap())
+    }
+
     /// Sets whether memory is over its limit.
     pub fn set_out_of_memory(&mut self, is_out: bool) {
         let limit = if is_out { "1" } else { "0" };

@@ -39,7 +39,7 @@ const POLICIES: &[&str] = &["", "report", "a policy: 7"];
 const CLAIMS: &[&str] = &["c1", "c2", "c3", "c4"];
 const FAILURES: &[&str] =
     &["interrupted", "node_lost", "panicked", "timed_out", "service_error", "interrupted"];
-const IDS: u64 = 6;
+const IDS: u64 = 5;
 
 /// The scripts that are called most: without these nothing is there.
 const OFTEN: &[&str] = &["enqueue", "take", "take", "insert", "change", "change"];
@@ -51,6 +51,8 @@ pub struct Calls {
     clock: SystemTime,
     number: u64,
     last_take: Option<Call>,
+    /// Whether `enqueue` takes the key of the fences: where it does not yet, its keys are others.
+    enqueue_has_fences: bool,
 }
 
 /// A call of a script: its keys and its arguments.
@@ -59,6 +61,17 @@ pub struct Call {
     pub script: String,
     pub keys: Vec<String>,
     pub args: Vec<String>,
+}
+
+impl Call {
+    /// The words of the command that runs the script.
+    pub fn words(&self, sha: &str) -> Vec<String> {
+        let count = self.keys.len().to_string();
+        let mut words = texts(&["EVALSHA", sha, &count]);
+        words.extend_from_slice(&self.keys);
+        words.extend_from_slice(&self.args);
+        words
+    }
 }
 
 fn call(script: &str, keys: Vec<String>, args: Vec<String>) -> Call {
@@ -74,13 +87,9 @@ fn base(rest: &str) -> String {
 }
 
 impl Calls {
-    pub fn new(seed: u64) -> Self {
-        Self {
-            random: Random(seed),
-            clock: SystemTime::now() + FAR * 10,
-            number: 0,
-            last_take: None,
-        }
+    pub fn new(seed: u64, enqueue_has_fences: bool) -> Self {
+        let clock = SystemTime::now() + FAR * 10;
+        Self { random: Random(seed), clock, number: 0, last_take: None, enqueue_has_fences }
     }
 
     fn id(&mut self) -> String {
@@ -132,7 +141,15 @@ impl Calls {
             n => (n as u64 * 1_000_000_007).to_string(),
         };
         let version = if self.random.once_in(30) { "4294967295" } else { "1" };
-        let mut all = texts(&["s", status, "v", version, "w", "1", "c", &self.nanos(), "t", &ttl]);
+        let created = match self.random.below(20) {
+            0 => "5".to_owned(),
+            1 => "99999999999999999999".to_owned(),
+            _ => self.nanos(),
+        };
+        let mut all = texts(&["s", status, "v", version, "w", "1", "c", &created, "t", &ttl]);
+        if self.random.once_in(15) {
+            all.extend(texts(&["F", "9"]));
+        }
         if status == "running" {
             all.extend(texts(&["b", &self.nanos()]));
         }
@@ -148,8 +165,13 @@ impl Calls {
         all
     }
 
-    /// The next call; of a script that is not known here, one with any keys and arguments.
-    pub fn next(&mut self, scripts: &[String]) -> Call {
+    /// The next call; of a script that is not known here, one with any keys and arguments. Where it
+    /// brings a record as it is, that is read by `hash`: its fields and values, if it is one.
+    pub fn next(
+        &mut self,
+        scripts: &[String],
+        hash: impl FnOnce(&str) -> Option<Vec<String>>,
+    ) -> Call {
         if let (true, Some(take)) = (self.random.once_in(40), &self.last_take) {
             // Its answer was lost.
             return take.clone();
@@ -161,7 +183,7 @@ impl Calls {
         let mut call = match script.as_str() {
             "insert" => self.insert(),
             "enqueue" => self.enqueue(),
-            "change" | "bring" => self.change(),
+            "change" | "bring" => self.change(hash),
             "chunk" => {
                 let (id, size) = (self.id(), self.random.below(40));
                 let key = base(&format!("o:{id}:{:032x}", 7));
@@ -188,6 +210,12 @@ impl Calls {
                 call(&script, texts(&[LEASES, FENCED]), texts(&[&node, lease]))
             }
             "reap" => self.reap(),
+            "due" => {
+                let queues = POLICIES.iter().map(|policy| base(&format!("q:{policy}")));
+                call("due", queues.collect(), vec![])
+            }
+            "hand_back" => self.hand_back(),
+            "corrupt" => self.corrupt(hash),
             _ => {
                 let keys = (0..self.random.below(6)).map(|_| self.any_key()).collect();
                 let args = (0..self.random.below(7)).map(|_| self.any_text()).collect();
@@ -237,12 +265,18 @@ impl Calls {
     }
 
     fn insert(&mut self) -> Call {
-        let (id, node, policy, number) = (self.id(), self.node(), self.policy(), self.number());
+        let (id, node) = (self.id(), self.node());
         let claim = self.random.once_in(2).then(|| self.random.pick(CLAIMS));
+        self.insert_of(&id, &node, claim.as_slice())
+    }
+
+    /// Of this id, and with this claim, if there is one.
+    pub fn insert_of(&mut self, id: &str, node: &str, claim: &[&str]) -> Call {
+        let (policy, number) = (self.policy(), self.number());
         let mut keys = vec![base(&format!("j:{id}")), base("i"), base("n"), base("f")];
-        keys.extend(claim.map(|claim| base(&format!("c:{claim}"))));
-        let mut args = vec![id, node, policy.clone(), number];
-        args.extend(self.record(&policy, claim, 0));
+        keys.extend(claim.iter().map(|claim| base(&format!("c:{claim}"))));
+        let mut args = texts(&[id, node, &policy, &number]);
+        args.extend(self.record(&policy, claim.first().copied(), 0));
         call("insert", keys, args)
     }
 
@@ -250,6 +284,7 @@ impl Calls {
         let (id, node, policy, number) = (self.id(), self.node(), self.policy(), self.number());
         let claim = self.random.once_in(2).then(|| self.random.pick(CLAIMS));
         let mut keys = vec![base(&format!("j:{id}")), base("i"), base("n")];
+        keys.extend(self.enqueue_has_fences.then(|| base("f")));
         keys.extend(claim.map(|claim| base(&format!("c:{claim}"))));
         let mut args = texts(&[&id, "PUBLISH", CHANNEL, &policy, "a request", &node, &number]);
         let attempts = 1 + self.random.next() % 3;
@@ -257,8 +292,14 @@ impl Calls {
         call("enqueue", keys, args)
     }
 
-    fn change(&mut self) -> Call {
-        let (id, node, number) = (self.id(), self.node(), self.number());
+    fn change(&mut self, hash: impl FnOnce(&str) -> Option<Vec<String>>) -> Call {
+        let (id, mut node, number) = (self.id(), self.node(), self.number());
+        if !self.random.once_in(3) {
+            // By the node whose job it is, if there is one.
+            let fields = hash(&base(&format!("j:{id}"))).unwrap_or_default();
+            let own = fields.chunks_exact(2).find(|pair| pair[0] == "y");
+            node = own.map_or(node, |pair| pair[1].clone());
+        }
         let mut keys = texts(&[
             &base(&format!("j:{id}")),
             &base(&format!("o:{id}")),
@@ -267,10 +308,10 @@ impl Calls {
             &base("f"),
         ]);
         let mut args = texts(&[&id, "PUBLISH", CHANNEL, &node]);
-        match self.random.below(8) {
+        match self.random.below(10) {
             0 => args.extend(texts(&["start"])),
             1 => args.extend(texts(&["progress", "{\"part\":0.5}"])),
-            2 => {
+            2 | 7 => {
                 let outcome = "o".repeat(self.random.below(50));
                 let bytes = outcome.len().to_string();
                 args.extend(texts(&["response", "succeeded", "200", &bytes, &outcome]));
@@ -279,7 +320,9 @@ impl Calls {
                 keys.push(base(&format!("o:{id}:{:032x}", 7)));
                 args.extend(texts(&["response", "failed", "500", "100"]));
             }
-            4 | 5 => args.extend(texts(&["failure", self.random.pick(FAILURES), &number])),
+            4 | 5 => {
+                args.extend(texts(&["failure", self.random.pick(FAILURES), &number, "node-zero"]));
+            }
             6 => args.extend(texts(&["cancel"])),
             _ => args.extend(texts(&["remove"])),
         }
@@ -290,7 +333,9 @@ impl Calls {
         let (policy, node) = (self.policy(), self.node());
         let this = format!("{:032x}", self.random.next() % 6);
         let keys = texts(&[&base(&format!("q:{policy}")), &base("f"), &base(&format!("t:{this}"))]);
-        let call = call("take", keys, texts(&[&node, &base("j:"), "PUBLISH", CHANNEL]));
+        let format = if self.random.once_in(10) { "0" } else { "1" };
+        let args = texts(&[&node, &base("j:"), "PUBLISH", CHANNEL, &this, format]);
+        let call = call("take", keys, args);
         self.last_take = Some(call.clone());
         call
     }
@@ -299,10 +344,53 @@ impl Calls {
         let (id, node, number) = (self.id(), self.node(), self.number());
         let (job, outcome) = (base(&format!("j:{id}")), base(&format!("o:{id}")));
         let keys = vec![job, outcome, base("i"), base("n")];
-        call("take_back", keys, texts(&[&id, "PUBLISH", CHANNEL, &node, &number]))
+        call("take_back", keys, texts(&[&id, "PUBLISH", CHANNEL, &node, &number, "node-zero"]))
     }
 
-    fn reap(&mut self) -> Call {
+    fn hand_back(&mut self) -> Call {
+        let (id, node) = (self.id(), self.node());
+        let keys = texts(&[&base(&format!("j:{id}")), &base(&format!("r:{node}")), &base("i")]);
+        let attempt = self.random.pick(&["1", "1", "2", "0"]);
+        call("hand_back", keys, texts(&[&id, "PUBLISH", CHANNEL, &node, attempt]))
+    }
+
+    fn corrupt(&mut self, hash: impl FnOnce(&str) -> Option<Vec<String>>) -> Call {
+        let (id, node, policy) = (self.id(), self.node(), self.policy());
+        let (job, outcome) = (base(&format!("j:{id}")), base(&format!("o:{id}")));
+        let mut before = hash(&job);
+        if let Some(before) = before.as_mut().filter(|before| !before.is_empty()) {
+            // It has changed since it was read.
+            match self.random.below(6) {
+                0 => before.truncate(before.len() - 2),
+                1 => before[1].push('x'),
+                _ => {}
+            }
+        }
+        let many = before.as_ref().map_or("-1".to_owned(), |before| before.len().to_string());
+        let mut args = texts(&[&id, "PUBLISH", CHANNEL, &node, &many]);
+        args.extend(before.unwrap_or_default());
+        args.extend(texts(&[
+            "s",
+            "failed",
+            "v",
+            "9",
+            "w",
+            "9",
+            "t",
+            "60000000000",
+            "f",
+            "corrupt",
+        ]));
+        if self.random.once_in(2) {
+            args.extend(texts(&["p", &policy]));
+        }
+        if self.random.once_in(2) {
+            args.extend(texts(&["k", self.random.pick(CLAIMS), "c", &self.nanos()]));
+        }
+        call("corrupt", vec![job, outcome, base("i"), base("n")], args)
+    }
+
+    pub fn reap(&mut self) -> Call {
         let node = self.node();
         let keys = texts(&[&base(&format!("r:{node}")), &base("i"), &base("n"), &base("f")]);
         call("reap", keys, texts(&[&node, &base("j:"), "PUBLISH", CHANNEL]))
@@ -313,7 +401,7 @@ impl Calls {
         let (key, other, text) = (self.any_key(), self.any_key(), self.any_text());
         let (id, node) = (self.id(), self.node());
         let job = base(&format!("j:{id}"));
-        match self.random.below(13) {
+        match self.random.below(16) {
             0 => texts(&["DEL", &key]),
             1 => texts(&["SET", &key, &text]),
             2 => texts(&["HSET", &job, "v", &text]),
@@ -325,6 +413,9 @@ impl Calls {
             8 => texts(&["ZADD", LEASES, "1", &node]),
             9 => texts(&["ZREM", FENCED, &node]),
             10 => texts(&["HSET", &key, "s", "queued", "v", "1"]),
+            14 => texts(&["SET", &job, &text]),
+            12 => texts(&["HSET", &job, "F", "1000000"]),
+            13 => texts(&["ZADD", &base("i"), "1", &text]),
             11 => texts(&["HSET", &job, "c", self.random.pick(&["5", "99999999999999999999"])]),
             _ => texts(&["RENAME", &key, &other]),
         }

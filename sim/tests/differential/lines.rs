@@ -84,7 +84,8 @@ impl Scripts {
 /// Whether Lua tells a line as run: those that only open, close or name something are none.
 fn runs(code: &str) -> bool {
     let code = code.trim();
-    let is_frame = matches!(code, "" | "end" | "else" | "end)" | "}" | "})" | "while true do");
+    let is_frame =
+        matches!(code, "" | "end" | "else" | "end)" | "}" | "})" | "while true do" | "repeat");
     let is_part = code.starts_with("--") || code.starts_with("#!") || code.contains("function ");
     !is_frame && !is_part && !code.ends_with(',')
 }

@@ -1,6 +1,6 @@
 //! Commands on keys of any type, and those that need no key.
 
-use super::{Access::*, Command, Done, command, expiry, is, syntax};
+use super::{Access::*, Command, Done, command, expiry, is, matches, syntax};
 use crate::redis::{
     resp::{Reply, Text},
     state::{Kind, State},
@@ -167,13 +167,8 @@ fn expire(
     Ok(Reply::Integer(1))
 }
 
-/// All keys, or those with a prefix: other patterns are not known here.
 fn keys(state: &mut State, args: &[Text]) -> Done {
-    let Some(prefix) = args[1].strip_suffix(b"*") else { return syntax() };
-    if prefix.iter().any(|byte| b"*?[\\".contains(byte)) {
-        return syntax();
-    }
-    let all = state.data.keys().keys().filter(|key| key.starts_with(prefix));
+    let all = state.data.keys().keys().filter(|key| matches(&args[1], key));
     Ok(Reply::Array(all.map(Reply::bulk).collect()))
 }
 

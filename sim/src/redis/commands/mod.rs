@@ -112,6 +112,18 @@ fn wrong_arguments<T>(name: &str) -> Result<T, Reply> {
     Err(Reply::error(format!("ERR wrong number of arguments for '{name}' command")))
 }
 
+/// Whether a text matches a pattern with `*`, `?` and `\\`. Sets of characters are not known here.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern, text) {
+        ([], _) => text.is_empty(),
+        ([b'*', rest @ ..], _) => (0..=text.len()).any(|at| matches(rest, &text[at..])),
+        ([b'\\', byte, rest @ ..], [first, left @ ..]) => byte == first && matches(rest, left),
+        ([b'?', rest @ ..], [_, left @ ..]) => matches(rest, left),
+        ([byte, rest @ ..], [first, left @ ..]) => byte == first && matches(rest, left),
+        (_, []) => false,
+    }
+}
+
 /// Milliseconds since the epoch at which something expires, from a command's argument.
 fn expiry(
     state: &State,

@@ -2,7 +2,7 @@
 
 use super::{
     Access::*,
-    Command, Done, after, command, int, is,
+    Command, Done, after, command, int, is, matches,
     sorted::{remove, sorted},
     syntax,
 };
@@ -21,6 +21,7 @@ pub(super) const COMMANDS: &[Command] = &[
     command("zcount", 4, Reads, zcount),
     command("zremrangebyscore", 4, Writes, zremrangebyscore),
     command("zremrangebyrank", 4, Writes, zremrangebyrank),
+    command("zscan", -3, Reads, zscan),
 ];
 
 /// The least and the greatest score, and whether each is left out.
@@ -97,9 +98,9 @@ fn options(args: &[Text], is_zrange: bool) -> Result<Options, Reply> {
             let (offset, count) = (after(args, at)?, after(args, at + 1)?);
             options.limit = Some((int(offset)?, int(count)?));
             at += 2;
-        } else if is_zrange && is(word, "byscore") {
+        } else if is_zrange && !options.by_score && is(word, "byscore") {
             options.by_score = true;
-        } else if is_zrange && is(word, "rev") {
+        } else if is_zrange && !options.is_reversed && is(word, "rev") {
             options.is_reversed = true;
         } else {
             return syntax();
@@ -176,4 +177,30 @@ fn zremrangebyrank(state: &mut State, args: &[Text]) -> Done {
 fn remove_found(state: &mut State, key: &Text, found: &[(Text, f64)]) -> Done {
     let members: Vec<_> = found.iter().map(|(member, _)| member.clone()).collect();
     Ok(Reply::len(remove(state, key, &members)?))
+}
+
+/// Gives all at once, as Redis does with a small set.
+fn zscan(state: &mut State, args: &[Text]) -> Done {
+    // As `strtoul` reads it: with a sign, or nothing.
+    let is_cursor = std::str::from_utf8(&args[2]).is_ok_and(|text| {
+        text.is_empty() || text.parse::<u64>().is_ok() || text.parse::<i64>().is_ok()
+    });
+    if !is_cursor {
+        return Err(Reply::error("ERR invalid cursor"));
+    }
+    let found = sorted(state, &args[1])?;
+    let options = if found.is_some() { &args[3..] } else { &[] };
+    let mut all = in_order(found, false);
+    for option in options.chunks(2) {
+        match option {
+            [word, pattern] if is(word, "match") => {
+                all.retain(|(member, _)| matches(pattern, member));
+            }
+            [word, count] if is(word, "count") && int(count)? > 0 => {}
+            _ => return syntax(),
+        }
+    }
+    let score = |score| Reply::bulk(crate::redis::number::g17(score));
+    let both = all.into_iter().flat_map(|(member, number)| [Reply::Bulk(member), score(number)]);
+    Ok(Reply::Array(vec![Reply::bulk("0"), Reply::Array(both.collect())]))
 }

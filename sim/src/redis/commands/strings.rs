@@ -145,6 +145,11 @@ fn strlen(state: &mut State, args: &[Text]) -> Done {
 fn getrange(state: &mut State, args: &[Text]) -> Done {
     let (start, stop) = (int(&args[2])?, int(&args[3])?);
     let text = text(state, &args[1])?.cloned().unwrap_or_default();
+    // A stop before the first byte is the first byte (src/t_string.c, `getrangeCommand`), but for
+    // where it is before the start.
+    let is_before = stop < 0 && stop.saturating_add(text.len() as i64) < 0;
+    let is_empty = start < 0 && stop < 0 && start > stop;
+    let stop = if is_before && !is_empty { 0 } else { stop };
     Ok(Reply::bulk(&text[range(start, stop, text.len())]))
 }
 
