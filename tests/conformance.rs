@@ -100,6 +100,11 @@ enum Flaw {
     KeepsClaimsLetGo,
     KeepsClaimsExpired,
     ReleasesByKey,
+    TakesBackWhatWasGiven,
+    TakesBackWhatWasFound,
+    TakesBackWhatHasBegun,
+    TakesBackWhatIsTakenAgain,
+    ChecksThenTakesBack,
     ClaimsWhenRefused,
     ClaimsWhenFull,
     CountsNothing,
@@ -167,6 +172,10 @@ mod a_flaw_is_found {
         KeepsClaimsLetGo in a_job_that_ends_before_its_start_lets_go_of_its_claim;
         KeepsClaimsExpired in what_has_expired_has_no_claim_and_is_not_counted;
         ReleasesByKey in a_job_that_ends_before_its_start_lets_go_of_its_claim;
+        TakesBackWhatWasGiven in a_job_that_another_request_was_given_is_not_taken_back;
+        TakesBackWhatWasFound in a_job_that_another_request_was_given_is_not_taken_back;
+        TakesBackWhatHasBegun in a_claim_of_a_job_that_has_begun_is_not_taken_back;
+        ChecksThenTakesBack in a_claim_that_is_let_go_of_in_a_race_is_one_jobs;
         ClaimsWhenRefused in what_is_refused_claims_nothing;
         ClaimsWhenFull in a_full_store_keeps_its_word;
         CountsNothing in usage_is_told_by_policy;
@@ -176,6 +185,7 @@ mod a_flaw_is_found {
         LosesRequests in a_durable_job_is_taken_with_its_request;
         TakesOfAnyPolicy in a_durable_job_is_taken_with_its_request;
         TakesOnce in what_is_lost_is_taken_again_so_often;
+        TakesBackWhatIsTakenAgain in a_claim_of_what_is_taken_again_is_not_taken_back;
         TakesWhatIsOver in what_was_canceled_or_taken_back_is_not_taken;
         ReadsThenTakes in of_racing_takers_one_has_each_job;
         MissesArrivals in an_arrival_is_seen_and_none_is_made_up;
@@ -218,6 +228,8 @@ struct Job {
     expires: Option<Instant>,
     /// What it has claimed at first.
     key: Option<Digest>,
+    /// Another request was given it.
+    disclosed: bool,
 }
 
 impl Job {
@@ -307,6 +319,9 @@ impl Inner {
             return known(&record);
         }
         if let Some(holder) = claimed.filter(|_| !self.has(Flaw::IgnoresClaims)) {
+            if let Some(job) = jobs.get_mut(&holder.id()) {
+                job.disclosed |= !self.has(Flaw::TakesBackWhatWasGiven);
+            }
             return Ok(Inserted::Claimed(holder));
         }
         let used: usize = jobs.values().map(|job| job.room).sum();
@@ -321,7 +336,7 @@ impl Inner {
         if let Some(key) = &key {
             self.released.lock().unwrap().remove(key);
         }
-        jobs.insert(id, Job { record, outcome: None, room, expires, key });
+        jobs.insert(id, Job { record, outcome: None, room, expires, key, disclosed: false });
         Ok(Inserted::New)
     }
 
@@ -512,9 +527,32 @@ impl Store for Plain {
         self.call(|inner| async move { inner.insert(record, outcome_bytes).await })
     }
 
-    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+    fn take_back(&self, id: JobId) -> StoreFuture<bool> {
         self.call(|inner| async move {
-            let job = inner.jobs.lock().unwrap().remove(&id);
+            let is_kept = |job: &Job| {
+                let record = &job.record;
+                let again = record.attempt().unwrap_or(0) > 0
+                    && !inner.has(Flaw::TakesBackWhatIsTakenAgain);
+                let has_begun = record.status() != Status::Queued || again;
+                let keeps_claim = has_begun && !inner.has(Flaw::TakesBackWhatHasBegun);
+                job.disclosed || (keeps_claim && record.claim().is_some())
+            };
+            if inner.has(Flaw::ChecksThenTakesBack) {
+                let kept = inner.jobs.lock().unwrap().get(&id).is_some_and(is_kept);
+                yield_now().await;
+                if !kept {
+                    inner.jobs.lock().unwrap().remove(&id);
+                    inner.wake();
+                }
+                return Ok(!kept);
+            }
+            let job = {
+                let mut jobs = inner.jobs.lock().unwrap();
+                if jobs.get(&id).is_some_and(is_kept) {
+                    return Ok(false);
+                }
+                jobs.remove(&id)
+            };
             if let Some(job) = &job {
                 inner.haunt(Flaw::KeepsClaimsTakenBack, &job.record);
                 if inner.has(Flaw::ReleasesByKey) {
@@ -527,7 +565,7 @@ impl Store for Plain {
             if !inner.has(Flaw::MissesForgetting) {
                 inner.wake();
             }
-            Ok(())
+            Ok(true)
         })
     }
 
@@ -556,8 +594,12 @@ impl Store for Plain {
 
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
         self.call(|inner| async move {
-            let jobs = inner.jobs.lock().unwrap();
-            Ok(inner.holder(&jobs, key).filter(|_| !inner.has(Flaw::KnowsNoKeys)))
+            let mut jobs = inner.jobs.lock().unwrap();
+            let holder = inner.holder(&jobs, key).filter(|_| !inner.has(Flaw::KnowsNoKeys));
+            if let Some(job) = holder.as_ref().and_then(|holder| jobs.get_mut(&holder.id())) {
+                job.disclosed |= !inner.has(Flaw::TakesBackWhatWasFound);
+            }
+            Ok(holder)
         })
     }
 

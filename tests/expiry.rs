@@ -294,7 +294,7 @@ mod hammer {
                     let record = Record::queued(id, SystemTime::now(), ttl);
                     let _ = store.insert(record, 6000).await;
                 }
-                4 => store.take_back(id).await.unwrap(),
+                4 => drop(store.take_back(id).await.unwrap()),
                 5 => drop(store.read(id).await.unwrap()),
                 6 => drop(store.fetch(id).await.unwrap()),
                 7 | 8 => apply(&store, id, Change::Start).await,

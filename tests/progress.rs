@@ -137,7 +137,7 @@ impl Store for Noted {
         self.jobs.insert(record, outcome_bytes)
     }
 
-    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+    fn take_back(&self, id: JobId) -> StoreFuture<bool> {
         self.jobs.take_back(id)
     }
 

@@ -332,6 +332,7 @@ mod beside_a_model {
         Cancel(usize),
         Remove(usize),
         TakeBack(usize),
+        Claimed(usize),
         Wait { job: usize, seen: u32, interest: Interest },
         DropWaiter(usize),
         Pass(u64),
@@ -352,6 +353,7 @@ mod beside_a_model {
             2 => job().prop_map(Op::Cancel),
             2 => job().prop_map(Op::Remove),
             1 => job().prop_map(Op::TakeBack),
+            1 => (0..2_usize).prop_map(Op::Claimed),
             3 => (job(), 0..4_u32, interests)
                 .prop_map(|(job, seen, interest)| Op::Wait { job, seen, interest }),
             1 => (0..5_usize).prop_map(Op::DropWaiter),
@@ -373,6 +375,7 @@ mod beside_a_model {
         room: usize,
         expires: Option<Instant>,
         claim: Option<usize>,
+        disclosed: bool,
         progress: Option<Progress>,
     }
 
@@ -389,6 +392,7 @@ mod beside_a_model {
                 room,
                 expires: None,
                 claim,
+                disclosed: false,
                 progress: None,
             }
         }
@@ -406,6 +410,11 @@ mod beside_a_model {
                 self.expires = Some(Instant::now() + TTL);
             }
             open
+        }
+
+        /// Whether an undo leaves it.
+        fn is_kept(&self) -> bool {
+            self.disclosed || (self.claim.is_some() && self.status != Status::Queued)
         }
 
         /// Which of the versions somebody of this interest waits to be told of.
@@ -532,8 +541,23 @@ mod beside_a_model {
                     }
                 }
                 Op::TakeBack(job) => {
-                    now(self.store.take_back(self.ids[job])).unwrap();
-                    self.model.remove(&self.ids[job]);
+                    let is_gone = now(self.store.take_back(self.ids[job])).unwrap();
+                    let kept = self.model.get(&self.ids[job]).is_some_and(Job::is_kept);
+                    assert_eq!(is_gone, !kept);
+                    if is_gone {
+                        self.model.remove(&self.ids[job]);
+                    }
+                }
+                Op::Claimed(claims) => {
+                    let found = now(self.store.claimed(key(claims))).unwrap();
+                    let holder = self.model.values_mut().find(|job| job.claim == Some(claims));
+                    match (found, holder) {
+                        (Some(found), Some(holder)) => {
+                            holder.is(&found);
+                            holder.disclosed = true;
+                        }
+                        (found, holder) => assert!(found.is_none() && holder.is_none()),
+                    }
                 }
                 Op::Wait { job, seen, interest } => {
                     let future = self.store.changed(self.ids[job], seen, interest);
@@ -577,15 +601,21 @@ mod beside_a_model {
             }
             let inserted = now(self.store.insert(record, room));
             let used: usize = self.model.values().map(Job::bytes).sum();
-            let holder = self.model.values().find(|job| claims.is_some() && job.claim == claims);
+            let holds = |job: &&mut Job| claims.is_some() && job.claim == claims;
+            let holder = self.model.values_mut().find(holds);
             match inserted {
                 Err(error) if used + JOB_BYTES + room > ROOM => {
                     assert_eq!(error.kind(), ErrorKind::StoreFull);
                 }
-                Ok(Inserted::Claimed(found)) => holder.unwrap().is(&found),
+                Ok(Inserted::Claimed(found)) => {
+                    let holder = holder.unwrap();
+                    holder.is(&found);
+                    holder.disclosed = true;
+                }
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
-                    assert!(holder.is_none() && self.model.contains_key(&id));
+                    assert!(holder.is_none());
+                    assert!(self.model.contains_key(&id));
                 }
                 Ok(Inserted::New) => {
                     assert!(used + JOB_BYTES + room <= ROOM && holder.is_none());
@@ -630,13 +660,6 @@ mod beside_a_model {
                 assert_eq!(waiter.poll().is_pending(), waits, "for another version than {seen}");
                 waits
             });
-            for claims in 0..2 {
-                let holder = self.model.values().find(|job| job.claim == Some(claims));
-                match (now(self.store.claimed(key(claims))).unwrap(), holder) {
-                    (Some(found), Some(holder)) => holder.is(&found),
-                    (found, holder) => assert!(found.is_none() && holder.is_none(), "{found:?}"),
-                }
-            }
             self.counts();
         }
 

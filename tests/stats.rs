@@ -204,7 +204,7 @@ impl Store for Uncounted {
         self.0.insert(record, outcome_bytes)
     }
 
-    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+    fn take_back(&self, id: JobId) -> StoreFuture<bool> {
         self.0.take_back(id)
     }
 

@@ -87,7 +87,7 @@ impl Store for Probe {
         self.ask(|store| store.insert(record, outcome_bytes))
     }
 
-    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+    fn take_back(&self, id: JobId) -> StoreFuture<bool> {
         self.ask(|store| store.take_back(id))
     }
 

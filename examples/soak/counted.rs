@@ -79,7 +79,7 @@ impl Store for Counted {
         })
     }
 
-    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+    fn take_back(&self, id: JobId) -> StoreFuture<bool> {
         self.note(Entry::TakenBack);
         self.store.take_back(id)
     }

@@ -127,6 +127,8 @@ pub struct Record {
     status: Status,
     failure: Option<Failure>,
     removed: bool,
+    /// Kept here for the store in memory, since it takes no room here.
+    disclosed: bool,
 }
 
 /// What most jobs do not have.
@@ -155,6 +157,7 @@ impl Record {
             failure: None,
             response_status: None,
             removed: false,
+            disclosed: false,
             version: 0,
             status_version: 0,
             created_at: created_at.into(),
@@ -306,6 +309,15 @@ impl Record {
     /// Whether the outcome was removed.
     pub fn is_removed(&self) -> bool {
         self.removed
+    }
+
+    /// Notes that another request was given this job by its claim.
+    pub(crate) fn disclose(&mut self) {
+        self.disclosed = true;
+    }
+
+    pub(crate) fn is_disclosed(&self) -> bool {
+        self.disclosed
     }
 
     /// Counts the changes: two records of one job with the same version are the same.

@@ -181,6 +181,7 @@ impl Stored {
             failure: self.failure,
             response_status: self.response_status.map(response_status).transpose()?,
             removed: self.removed,
+            disclosed: false,
             version: self.version,
             status_version: self.status_version,
             created_at: Time::from_nanos(self.created_at),

@@ -25,7 +25,9 @@ use super::{
 use crate::{
     body::RequestBody,
     error::{BoxError, Error, ErrorKind},
-    job::{Asked, Change, Claim, End, Failure, Record, request_from_bytes, request_to_bytes},
+    job::{
+        Asked, Change, Claim, End, Failure, JobId, Record, request_from_bytes, request_to_bytes,
+    },
     run::{Backoff, Durable, Place, Refusal, Registered, State, Work, kept, undo},
 };
 
@@ -59,7 +61,7 @@ impl Deferred {
         let request = request_to_bytes(&head, body).ok_or_else(|| {
             Refusal::Store(Error::new(ErrorKind::StoreUnavailable, "a request beyond all bounds"))
         })?;
-        let undone = Untold { runtime: runtime()?, of: Some((Arc::clone(&state), record.clone())) };
+        let undone = Untold { runtime: runtime()?, of: Some((Arc::clone(&state), record.id())) };
         let is_keyed = record.claim().is_some();
         let enqueued = async move {
             let outcome_bytes = state.limits.max_outcome_bytes;
@@ -74,10 +76,11 @@ impl Deferred {
     }
 }
 
-/// A durable job that may be in the store, and that nobody was promised: dropped, it is undone.
+/// A durable job that may be in the store, and whose own request was not told of it: dropped, it is
+/// taken back.
 struct Untold {
     runtime: Handle,
-    of: Option<(Arc<State>, Record)>,
+    of: Option<(Arc<State>, JobId)>,
 }
 
 impl Untold {
@@ -88,8 +91,8 @@ impl Untold {
 
 impl Drop for Untold {
     fn drop(&mut self) {
-        if let Some((state, record)) = self.of.take() {
-            self.runtime.spawn(undo(state, record));
+        if let Some((state, id)) = self.of.take() {
+            self.runtime.spawn(undo(state, id));
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -27,11 +28,11 @@ pub(super) fn insist<T: Send + 'static>(
     runtime: &Handle,
     admission: Admission,
     id: JobId,
-    ask: impl Fn(&dyn Store) -> StoreFuture<T> + Send + 'static,
+    ask: impl Fn(&Arc<dyn Store>) -> StoreFuture<T> + Send + 'static,
 ) {
     // The drop may be on a plain thread, and a store may need its runtime.
     let _entered = runtime.enter();
-    let mut answer = ask(&*admission.lane().state.store);
+    let mut answer = ask(&admission.lane().state.store);
     // The store in memory is done at the first poll, and no task is needed.
     let mut cx = Context::from_waker(Waker::noop());
     let failed = match Pin::new(&mut answer).poll(&mut cx) {
@@ -45,7 +46,7 @@ pub(super) fn insist<T: Send + 'static>(
             None => answer.await,
         };
         // It has the place, and gives it back when the store has done it.
-        let again = move || ask(&*admission.lane().state.store);
+        let again = move || ask(&admission.lane().state.store);
         until_done(id, NOT_LET_GO, answer, again).await;
     });
 }

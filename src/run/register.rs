@@ -1,5 +1,4 @@
-//! Registration: a job is in the store before anybody is told of it, and is taken back if nobody
-//! was.
+//! Registration: a job is stored before its 202 is sent, and taken back if no 202 was sent.
 
 use std::{
     future::Future,
@@ -20,7 +19,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     job::{Change, End, Failure, JobId, Record},
-    store::{Inserted, StoreFuture},
+    store::{Inserted, Store, StoreFuture},
 };
 
 /// Why there is no job.
@@ -36,8 +35,8 @@ pub(crate) enum Refusal {
     Claimed(Box<Record>),
 }
 
-/// A job that is in the store, and of which nobody was told yet. Dropped, it is taken back. One with
-/// a claim may have been told to another request with its key, so it is ended instead.
+/// A job that is in the store, and of which its own request was not told yet. Dropped, it is taken
+/// back, or ended if another request with its key was given it.
 #[derive(Debug)]
 pub(crate) struct Registered {
     record: Record,
@@ -108,35 +107,39 @@ pub(crate) fn kept(inserted: Result<Inserted, Error>) -> Result<(), Refusal> {
     }
 }
 
-/// Takes back a durable job that nobody was promised. One with a claim may have been told to another
-/// request with its key, so it is ended.
-pub(crate) async fn undo(state: Arc<State>, record: Record) {
-    let id = record.id();
-    match record.claim() {
-        None => {
-            let ask = || state.store.take_back(id);
-            until_done(id, NOT_LET_GO, ask().await, ask).await;
+/// Takes back a durable job whose request is told that there is none. If another request was given it
+/// meanwhile, the job is left: the store has all that is needed to run it.
+pub(crate) async fn undo(state: Arc<State>, id: JobId) {
+    let ask = || state.store.take_back(id);
+    until_done(id, NOT_LET_GO, ask().await, ask).await;
+}
+
+/// Takes back a job whose handler only this process has. If another request was given the job
+/// meanwhile, it ends instead: its handler will never run.
+fn withdraw(store: &Arc<dyn Store>, id: JobId) -> StoreFuture<()> {
+    let store = Arc::clone(store);
+    StoreFuture::new(async move {
+        if !store.take_back(id).await? {
+            store.change(id, interrupted()).await?;
         }
-        Some(_) => {
-            let end = || Change::Finish(End::Failure(Failure::Interrupted));
-            let ask = || state.store.change(id, end());
-            until_done(id, NOT_LET_GO, ask().await, ask).await;
-        }
-    }
+        Ok(())
+    })
+}
+
+fn interrupted() -> Change {
+    Change::Finish(End::Failure(Failure::Interrupted))
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
         let Some(admission) = self.admission.take() else { return };
         let id = self.record.id();
-        match self.record.claim() {
-            // A durable job goes back to where it was.
-            None if self.record.attempt().is_none() => {
-                insist(&self.runtime, admission, id, move |store| store.take_back(id))
+        match self.record.attempt() {
+            None => insist(&self.runtime, admission, id, move |store| withdraw(store, id)),
+            // A durable job is queued again.
+            Some(_) => {
+                insist(&self.runtime, admission, id, move |store| store.change(id, interrupted()))
             }
-            _ => insist(&self.runtime, admission, id, move |store| {
-                store.change(id, Change::Finish(End::Failure(Failure::Interrupted)))
-            }),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc, task::Waker, time::SystemTime};
 use tokio::time::Instant;
 
 use super::{Interest, tally::Tally};
-use crate::job::{Change, End, Outcome, Record};
+use crate::job::{Change, End, Outcome, Record, Status};
 
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -67,6 +67,16 @@ const _: () = assert!(size_of::<Kept>() <= 152);
 impl Kept {
     pub(super) fn new(record: Record, room: usize, tally: Arc<Tally>) -> Self {
         Self { record, stage: Stage::Open { room, first: None }, others: None, tally }
+    }
+
+    /// Whether an undo may forget the job: no other request was given it, and if it has a claim, its
+    /// handler has not begun.
+    pub(super) fn may_be_taken_back(&self) -> bool {
+        let record = &self.record;
+        let has_begun =
+            record.status() != Status::Queued || record.attempt().is_some_and(|of| of > 0);
+        let is_kept = has_begun && record.claim().is_some();
+        !is_kept && !record.is_disclosed()
     }
 
     pub(super) fn is_expired(&self) -> bool {

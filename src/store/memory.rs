@@ -96,9 +96,8 @@ impl Store for MemoryStore {
         StoreFuture::ready(self.inner.insert(record, outcome_bytes))
     }
 
-    fn take_back(&self, id: JobId) -> StoreFuture<()> {
-        self.inner.forget(id, |_| true);
-        StoreFuture::ready(Ok(()))
+    fn take_back(&self, id: JobId) -> StoreFuture<bool> {
+        StoreFuture::ready(Ok(self.inner.take_back(id)))
     }
 
     fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
@@ -168,10 +167,21 @@ impl Inner {
         Ok(inserted)
     }
 
-    /// The job of this id, if it has a claim on the same key.
+    /// The job of this id, if it has a claim on the same key, for another request.
     fn holder(&self, id: JobId, key: &Digest) -> Option<Record> {
-        let record = self.look(id, |kept| kept.record.clone())?;
-        record.claim().is_some_and(|claim| claim.key() == key).then_some(record)
+        let mut kept = self.jobs.get_mut(&id).filter(|kept| !kept.is_expired())?;
+        kept.record.claim().filter(|claim| claim.key() == key)?;
+        kept.record.disclose();
+        Some(kept.record.clone())
+    }
+
+    fn take_back(&self, id: JobId) -> bool {
+        let mut is_kept = false;
+        self.forget(id, |kept| {
+            is_kept = !kept.is_expired() && !kept.may_be_taken_back();
+            !is_kept
+        });
+        !is_kept
     }
 
     /// Puts a job into the map whose bytes are counted already.

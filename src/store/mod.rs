@@ -53,9 +53,12 @@ use crate::{
 ///    key at most one is kept: `insert` keeps a job and its claim, or gives the one that has it. The
 ///    claim ends with the job, or when the record lets go of it. Its id is of the key's
 ///    [partition](JobId::partition), so that both can be kept in one place.
-/// 6. **An error means that nobody knows.** The call may or may not have been carried out, except
-///    with `StoreFull`, but is not carried out any later than its error is told: what is asked next
-///    undoes it for good. Every call may be repeated.
+/// 6. **After an error the effect is unknown**, except after `StoreFull`, which has none. The call must
+///    not take effect after its error was returned, so that a [`take_back`](Store::take_back) that
+///    follows undoes an insertion for good. Every call may be repeated.
+/// 7. **An undo forgets only what no other request was given.** Each answer that gives the job of a
+///    claim ([`Inserted::Claimed`], [`claimed`](Store::claimed)) notes that in the same step, before
+///    the job can be forgotten.
 ///
 /// Futures are polled on a tokio runtime, and may be dropped at any time.
 pub trait Store: Send + Sync + 'static {
@@ -67,8 +70,13 @@ pub trait Store: Send + Sync + 'static {
     /// `StoreUnavailable`, and leaves the job that has it as it is.
     fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<Inserted>;
 
-    /// Forgets a job that nobody was told of, whatever its status. One that is not there is fine.
-    fn take_back(&self, id: JobId) -> StoreFuture<()>;
+    /// Undoes an insertion: forgets the job, whatever its status, and returns whether it is gone. One
+    /// that is not there is gone.
+    ///
+    /// The job is left as it is, and `false` returned, if another request was given it
+    /// ([`Inserted::Claimed`], [`claimed`](Store::claimed)), or if it has a claim and was
+    /// [started](Change::Start): then the claim says that the work may have been done.
+    fn take_back(&self, id: JobId) -> StoreFuture<bool>;
 
     /// The job's record, if it is there.
     fn read(&self, id: JobId) -> StoreFuture<Option<Record>>;
@@ -76,7 +84,8 @@ pub trait Store: Send + Sync + 'static {
     /// The job's record, and its outcome if there is one that was not removed.
     fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>>;
 
-    /// The job that has the claim with this key, if there is one.
+    /// The job that has the claim with this key, if there is one. From then on the job can't be
+    /// [taken back](Self::take_back).
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>>;
 
     /// Applies a change, if [`Record::apply`] does.
@@ -157,7 +166,8 @@ fn no_requests() -> Error {
 pub enum Inserted {
     /// The job is kept.
     New,
-    /// It is not: another job, this one, has the same [claim's key](crate::Claim::key).
+    /// It is not: another job, this one, has the same [claim's key](crate::Claim::key). From now on
+    /// that job can't be [taken back](Store::take_back).
     Claimed(Record),
 }
 

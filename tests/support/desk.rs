@@ -233,7 +233,7 @@ impl Store for Held {
         })
     }
 
-    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+    fn take_back(&self, id: JobId) -> StoreFuture<bool> {
         let (jobs, shared) = (self.jobs.clone(), Arc::clone(&self.shared));
         StoreFuture::new(async move {
             shared.take_backs.fetch_add(1, SeqCst);

@@ -106,8 +106,15 @@ impl<S: Store> Check<S> {
         self.soon("insert", self.here.insert(record.clone(), bytes)).await.err()
     }
 
+    /// Takes a job back that can be.
     pub(super) async fn take_back(&self, id: JobId) {
-        self.answer("take_back", self.here.take_back(id)).await;
+        let is_gone = self.undo(id).await;
+        self.that(is_gone, "a job that no other request was given is not taken back");
+    }
+
+    /// Takes a job back, if that can be, and returns whether it is gone.
+    pub(super) async fn undo(&self, id: JobId) -> bool {
+        self.answer("take_back", self.here.take_back(id)).await
     }
 
     pub(super) async fn read(&self, id: JobId) -> Option<Record> {

@@ -74,15 +74,58 @@ pub(super) async fn a_claim_is_kept_to_the_end_and_after<S: Store>(check: &Check
 }
 
 pub(super) async fn a_claim_ends_with_its_job<S: Store>(check: &Check<S>) {
-    let steps = [Change::Start, response(200), Change::Remove];
-    for last in 0..=steps.len() {
-        let key = check.digest();
-        let job = is_free(check, key, "before anybody has claimed it").await;
-        for change in &steps[..last] {
-            check.applied(job.id(), change.clone()).await;
+    let key = check.digest();
+    let job = is_free(check, key, "before anybody has claimed it").await;
+    check.take_back(job.id()).await;
+    let next = is_free(check, key, "taken back").await;
+    check.take_back(next.id()).await;
+    is_free(check, key, "taken back twice").await;
+}
+
+/// Its client has a 202 for it, or its response.
+pub(super) async fn a_job_that_another_request_was_given_is_not_taken_back<S: Store>(
+    check: &Check<S>,
+) {
+    for way in ["insert", "insert through the other handle", "claimed"] {
+        for canceled in [false, true] {
+            let key = check.digest();
+            let job = is_free(check, key, "before anybody has claimed it").await;
+            let other = claiming(check, key);
+            let given = match way {
+                "insert" => matches!(check.inserted(&other).await, Inserted::Claimed(_)),
+                "claimed" => check.claimed(key).await.is_some(),
+                _ => matches!(check.swapped().inserted(&other).await, Inserted::Claimed(_)),
+            };
+            check.that(given, format_args!("{way} does not give the job of a claim"));
+            let mut wanted = job.clone();
+            if canceled {
+                // It lets go of its claim, and is still the job that somebody was given.
+                wanted = check.applied(job.id(), Change::Cancel).await;
+            }
+            let when = format!("given by {way}, canceled: {canceled}, and taken back,");
+            check.that(!check.undo(job.id()).await, format_args!("{when} it is gone"));
+            let found = check.record(job.id(), &when).await;
+            check.alike(&found, &wanted, &when);
+            match canceled {
+                true => drop(is_free(check, key, &when).await),
+                false => is_held_by(check, key, &job, &when).await,
+            }
         }
-        check.take_back(job.id()).await;
-        is_free(check, key, "taken back").await;
+    }
+}
+
+/// Its work may be done, and must not be done again under its key.
+pub(super) async fn a_claim_of_a_job_that_has_begun_is_not_taken_back<S: Store>(check: &Check<S>) {
+    let steps = [Change::Start, response(200), Change::Remove];
+    for last in 1..=steps.len() {
+        let key = check.digest();
+        let mut job = is_free(check, key, "before anybody has claimed it").await;
+        for change in &steps[..last] {
+            job = check.applied(job.id(), change.clone()).await;
+        }
+        let when = format!("after {:?}, taken back,", steps[last - 1]);
+        check.that(!check.undo(job.id()).await, format_args!("{when} it is gone"));
+        is_held_by(check, key, &job, &when).await;
     }
 }
 
@@ -101,8 +144,6 @@ pub(super) async fn a_job_that_ends_before_its_start_lets_go_of_its_claim<S: Sto
         is_held_by(check, key, &second, "after the first one's removal").await;
         check.take_back(first.id()).await;
         is_held_by(check, key, &second, "after the first one was taken back").await;
-        check.take_back(second.id()).await;
-        is_free(check, key, "after both were taken back").await;
     }
 }
 

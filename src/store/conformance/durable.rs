@@ -110,6 +110,22 @@ pub(super) async fn what_is_lost_is_taken_again_so_often<S: Store>(check: &Check
     check.that(check.take("a").await.is_none(), "what was given up is taken");
 }
 
+pub(super) async fn a_claim_of_what_is_taken_again_is_not_taken_back<S: Store>(check: &Check<S>) {
+    if !check.there.keeps_requests() {
+        return;
+    }
+    let key = check.digest();
+    let record = check.job_of(Record::queued, LONG, claim(check, key));
+    let record = record.with_policy("a".into()).with_attempts(2);
+    check.enqueue(&record, b"request").await;
+    check.taken("a").await;
+    check.swapped().applied(record.id(), lost()).await;
+    check.that(!check.undo(record.id()).await, "queued again, it is taken back");
+    let (taken, request) = check.taken("a").await;
+    let as_it_was = taken.id() == record.id() && request == "request";
+    check.that(as_it_was && taken.attempt() == Some(2), format_args!("{taken:?}"));
+}
+
 pub(super) async fn what_was_canceled_or_taken_back_is_not_taken<S: Store>(check: &Check<S>) {
     if !check.there.keeps_requests() {
         return;
@@ -126,6 +142,7 @@ pub(super) async fn what_was_canceled_or_taken_back_is_not_taken<S: Store>(check
     check.enqueue(&back, b"request").await;
     check.applied(canceled.id(), Change::Cancel).await;
     check.take_back(back.id()).await;
+    check.that(!check.undo(canceled.id()).await, "a job that another request was given is gone");
     let last = check.durable("a", 3);
     check.enqueue(&last, b"request").await;
     check.that(check.taken("a").await.0.id() == last.id(), "what is over is taken");

@@ -142,8 +142,11 @@ pub(super) async fn what_has_expired_has_no_claim_and_is_not_counted<S: Store>(c
     is_gone(check, &record, ended + TTL).await;
     check.take_back(record.id()).await;
     let next = is_free(check, key, "after its expiry").await;
-    is_held_by(check, key, &next, "after another's expiry").await;
     check.take_back(next.id()).await;
+    let next = check.job_of(Record::queued, TTL, claim(check, key));
+    check.insert(&next).await;
+    is_held_by(check, key, &next, "after another's expiry").await;
+    check.applied(next.id(), Change::Cancel).await;
     let until = Instant::now() + LATE;
     loop {
         let usage = check.answer("usage", check.there.usage()).await;

@@ -121,6 +121,8 @@ where
             a_claim_is_kept_to_the_end_and_after
             a_claim_ends_with_its_job
             a_job_that_ends_before_its_start_lets_go_of_its_claim
+            a_job_that_another_request_was_given_is_not_taken_back
+            a_claim_of_a_job_that_has_begun_is_not_taken_back
             what_is_refused_claims_nothing;
         races:
             racing_changes_are_applied_one_after_another
@@ -136,6 +138,7 @@ where
         durable:
             a_durable_job_is_taken_with_its_request
             what_is_lost_is_taken_again_so_often
+            a_claim_of_what_is_taken_again_is_not_taken_back
             what_was_canceled_or_taken_back_is_not_taken
             of_racing_takers_one_has_each_job
             an_arrival_is_seen_and_none_is_made_up;

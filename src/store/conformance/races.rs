@@ -246,11 +246,11 @@ pub(super) async fn of_racing_claims_one_wins<S: Store>(check: &Check<S>) {
             }
         }
         is_held_by(check, key, winner, "after racing claims").await;
-        check.take_back(winner.id()).await;
     }
 }
 
-/// A job ends before its start, or is taken back, while others want its claim.
+/// A job ends before its start, or is taken back, while others want its claim. Nobody is given a job that
+/// is taken back.
 pub(super) async fn a_claim_that_is_let_go_of_in_a_race_is_one_jobs<S: Store>(check: &Check<S>) {
     for round in 0..ROUNDS / 3 {
         let key = check.digest();
@@ -260,17 +260,29 @@ pub(super) async fn a_claim_that_is_let_go_of_in_a_race_is_one_jobs<S: Store>(ch
         let id = first.id();
         let told = race(check, runners, |check, claiming: Option<Record>| async move {
             match &claiming {
-                None if round % 2 == 0 => check.take_back(id).await,
+                None if round % 2 == 0 => return (check.undo(id).await, false, None),
                 None => drop(check.applied(id, Change::Cancel).await),
-                Some(record) => {
-                    let inserted = check.inserted(record).await;
-                    return matches!(inserted, Inserted::New).then_some(claiming).flatten();
-                }
+                Some(record) => match check.inserted(record).await {
+                    Inserted::New => return (false, false, claiming),
+                    Inserted::Claimed(holder) => return (false, holder.id() == id, None),
+                },
             }
-            None
+            (false, false, None)
         })
         .await;
-        let mut winners = told.into_iter().flatten();
+        let is_gone = told.iter().any(|(is_gone, ..)| *is_gone);
+        let was_given = told.iter().any(|(_, was_given, _)| *was_given);
+        if round % 2 == 0 {
+            let sees = "one request was given a job that is taken back";
+            check.that(!(is_gone && was_given), sees);
+            check.that(is_gone || was_given, "a job that nobody was given is not taken back");
+        }
+        if round % 2 == 0 && was_given {
+            let holder = check.record(id, "though somebody was given it").await;
+            is_held_by(check, key, &holder, "given in a race with an undo").await;
+            continue;
+        }
+        let mut winners = told.into_iter().filter_map(|(.., winner)| winner);
         let second = match (winners.next(), winners.next()) {
             (Some(winner), None) => {
                 is_held_by(check, key, &winner, "after a race for it").await;
@@ -279,8 +291,8 @@ pub(super) async fn a_claim_that_is_let_go_of_in_a_race_is_one_jobs<S: Store>(ch
             (None, _) => is_free(check, key, "let go of").await,
             (Some(_), Some(_)) => check.fail("two have the claim that one has let go of"),
         };
-        check.take_back(id).await;
+        // Given to somebody before it was canceled, it stays.
+        check.undo(id).await;
         is_held_by(check, key, &second, "after the first one was taken back").await;
-        check.take_back(second.id()).await;
     }
 }

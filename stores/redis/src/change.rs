@@ -44,9 +44,6 @@ impl Inner {
         call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(id.partition())).arg(&*self.node.id());
         brought(&change, &mut call)?;
-        if let Change::Finish(End::Failure(_)) = &change {
-            call.arg(self.number());
-        }
         let answer = match &chunks {
             Some((key, bytes)) => match self.send_chunks(key, bytes).await {
                 Ok(()) => self.run(&call, "cannot change a job").await,

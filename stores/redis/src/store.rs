@@ -127,7 +127,7 @@ impl Store for RedisStore {
         self.call(|inner| async move { inner.insert(&record).await })
     }
 
-    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+    fn take_back(&self, id: JobId) -> StoreFuture<bool> {
         self.call(|inner| async move { inner.take_back(id).await })
     }
 
@@ -217,12 +217,12 @@ impl Inner {
         }
     }
 
-    async fn take_back(&self, id: JobId) -> Result<(), Error> {
+    async fn take_back(&self, id: JobId) -> Result<bool, Error> {
         let mut call = self.scripts.take_back.prepare_invoke();
         self.keys_of(id, &mut call);
         call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(id.partition())).arg(&*self.node.id()).arg(self.number());
-        self.run(&call, "cannot take a job back").await.map(drop)
+        read(self.run(&call, "cannot take a job back").await?)
     }
 
     /// The keys that a script needs that changes a job.

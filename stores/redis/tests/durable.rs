@@ -225,6 +225,75 @@ async fn a_drain_accepts_nothing_and_answers_a_key_that_is_known() {
     assert_eq!(server.cli(&["keys", "*:j:*"]).lines().count(), 1);
 }
 
+/// The answer to a request with this key: its status, and the job that it names.
+async fn keyed(node: &Node, key: &str) -> (u16, Option<String>) {
+    let request = Request::post("/charges/1").header("idempotency-key", key);
+    let request = request.body(Body::empty()).unwrap();
+    let answer = node.app.clone().oneshot(request).await.unwrap();
+    let job = answer.headers().get(header::LOCATION);
+    (answer.status().as_u16(), job.map(|job| job.to_str().unwrap().to_owned()))
+}
+
+/// Node 1 loses the answer to its insertion, answers 503, and undoes the job when it reaches Redis again.
+/// By then a retry at node 2 has a 202 for it.
+#[tokio::test]
+async fn an_undo_leaves_a_job_that_a_retry_on_another_node_was_given() {
+    let server = Server::start(&[]);
+    let (prefix, proxy) = (fresh_prefix(), Proxy::start(server.port).await);
+    let builder = |url| RedisStore::builder(url).prefix(&prefix).timeout(LEASE * 5);
+    let policy = || Policy::always().durable().idempotent().name("work");
+    let hands = Hands::default();
+    let first = Node::with(builder(proxy.url()), &hands, false, policy()).await;
+    let second = Node::with(builder(server.url()), &hands, false, policy()).await;
+    // From now on Redis knows the script.
+    let job = keyed(&first, "\"warm\"").await.1.unwrap();
+    app::send(&second.app, "DELETE", &job).await;
+    proxy.lose_replies();
+    let (refused, ()) = tokio::join!(keyed(&first, "\"key\""), async {
+        until("the job is kept", || server.cli(&["keys", "*:b:*"]).trim() != "").await;
+        proxy.cut();
+    });
+    assert_eq!(refused, (503, None));
+    let (status, job) = keyed(&second, "\"key\"").await;
+    let job = job.unwrap();
+    assert_eq!(status, 202);
+    // Nobody but node 1 asks for the job now.
+    server.cli(&["config", "set", "slowlog-log-slower-than", "0"]);
+    server.cli(&["config", "set", "slowlog-max-len", "10000"]);
+    proxy.mend();
+    let id = job.rsplit('/').next().unwrap();
+    until("node 1 undoes it", || server.cli(&["slowlog", "get", "-1"]).contains(id)).await;
+    assert_eq!(app::poll(&second.app, &job).await["status"], "queued");
+    let serves = Node::with(builder(server.url()), &hands, true, policy()).await;
+    assert_eq!(serves.result(&job).await.body(), "attempt 1");
+    assert_eq!(keyed(&first, "\"key\"").await, (200, None), "the key's response is replayed");
+    assert_eq!(hands.begun.load(SeqCst), 1);
+}
+
+/// As above, where nobody retries: the key is free, and nothing is left.
+#[tokio::test]
+async fn an_undo_forgets_a_job_that_nobody_was_given() {
+    let server = Server::start(&[]);
+    let proxy = Proxy::start(server.port).await;
+    let builder = RedisStore::builder(proxy.url()).prefix(fresh_prefix()).timeout(LEASE * 5);
+    let policy = Policy::always().durable().idempotent().name("work");
+    let hands = Hands::default();
+    let node = Node::with(builder, &hands, false, policy).await;
+    keyed(&node, "\"warm\"").await;
+    proxy.lose_replies();
+    let (refused, ()) = tokio::join!(keyed(&node, "\"key\""), async {
+        until("two are kept", || server.cli(&["keys", "*:b:*"]).lines().count() == 2).await;
+        proxy.cut();
+    });
+    assert_eq!(refused, (503, None));
+    proxy.mend();
+    until("one is gone", || server.cli(&["keys", "*:j:*"]).lines().count() == 1).await;
+    for kind in ["b", "c"] {
+        let left = server.cli(&["keys", &format!("*:{kind}:*")]);
+        assert_eq!(left.lines().count(), 1, "{left}");
+    }
+}
+
 #[tokio::test]
 async fn a_job_whose_client_leaves_before_it_is_told_is_taken_back() {
     let server = Server::start(&[]);

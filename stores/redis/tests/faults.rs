@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower_offload::{
-    Change, Claim, Digest, End, Failure, JobId, Outcome, Record, Status, Store,
+    Change, Claim, Digest, End, JobId, Outcome, Record, Status, Store,
     store::{Inserted, Interest},
 };
 use tower_offload_redis::RedisStore;
@@ -174,12 +174,7 @@ async fn an_insert_that_waits_for_replicas_is_not_carried_out_after_it_was_taken
                     Record::running(id, SystemTime::now(), TTL).with_claim(Claim::new(key, key));
             }
             assert!(store.insert(record.clone(), 0).await.is_err());
-            // As tower-offload does it (src/run/register.rs, `Drop for Registered`).
-            let interrupted = || Change::Finish(End::Failure(Failure::Interrupted));
-            match record.claim() {
-                None => while store.take_back(record.id()).await.is_err() {},
-                Some(_) => while store.change(record.id(), interrupted()).await.is_err() {},
-            }
+            while store.take_back(record.id()).await.is_err() {}
             record.id()
         }));
     }
@@ -590,7 +585,7 @@ async fn slots_that_have_moved_wake_waiters() {
 
 /// As tower-offload does it (src/offload/durable.rs, `undo`).
 #[tokio::test]
-async fn a_durable_job_with_a_key_that_was_held_up_is_not_running_after_it_was_ended() {
+async fn a_durable_job_with_a_key_that_was_held_up_is_not_there_after_it_was_taken_back() {
     let (_server, store) = without_replica().await;
     let mut tasks = Vec::new();
     for number in 0..8_u8 {
@@ -606,13 +601,9 @@ async fn a_durable_job_with_a_key_that_was_held_up_is_not_running_after_it_was_e
                 .with_claim(Claim::new(key, key))
                 .with_attempts(3);
             assert!(store.enqueue(record, "request".into(), 0).await.is_err());
-            while store
-                .change(id, Change::Finish(End::Failure(Failure::Interrupted)))
-                .await
-                .is_err()
-            {}
+            while store.take_back(id).await.is_err() {}
             id
         }));
     }
-    assert_eq!(open_at_last(&store, tasks).await, 0, "jobs that were ended wait to be run");
+    assert_eq!(open_at_last(&store, tasks).await, 0, "jobs that were taken back wait to be run");
 }

@@ -4,16 +4,13 @@
 -- ARGV: the job's id, the command and channel to tell of it, the node that changes it, the change, and
 -- what it brings:
 --   start; progress, PROGRESS; response, STATUS, HTTP STATUS, BYTES, OUTCOME or nothing;
---   failure, FAILURE, and the number of the call; cancel; remove.
+--   failure, FAILURE; cancel; remove.
 -- Gives {} if there is no such job, or {whether it was applied, record}.
 local key, outcome, index, counts, fences, chunks = unpack(KEYS)
 local id, node, change = ARGV[1], ARGV[4], ARGV[5]
 local how = {command = ARGV[2], channel = ARGV[3]}
 local job = load(key)
 if not job then
-  if change == 'failure' then
-    forbid(key, node, ARGV[7])
-  end
   return {}
 end
 

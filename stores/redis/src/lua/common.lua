@@ -67,7 +67,7 @@ end
 
 -- What a change has to know of a job, if it is there.
 local function load(job)
-  local found = redis.call('HMGET', job, 's', 'v', 'b', 'c', 't', 'x', 'k', 'p', 'n', 'y', 'a', 'm')
+  local found = redis.call('HMGET', job, 's', 'v', 'b', 'c', 't', 'x', 'k', 'p', 'n', 'y', 'a', 'm', 'd')
   if not found[1] then
     return nil
   end
@@ -76,7 +76,7 @@ local function load(job)
     key = job, queued = queued, running = running, open = queued or running,
     version = tonumber(found[2]), since = found[3] or found[4], ttl = found[5],
     removed = found[6], claim = found[7], policy = found[8] or '', bytes = found[9] or '0',
-    node = found[10], fields = {},
+    node = found[10], disclosed = found[13], fields = {},
     -- Of a durable job: how often it was begun, and may be.
     attempt = tonumber(found[11] or '0'), attempts = tonumber(found[12] or '0'),
   }
@@ -97,14 +97,14 @@ local function is_forbidden(job, node, number)
   return by == node and tonumber(number) < tonumber(since)
 end
 
--- The job that has a claim, if there is one: {id, record}. The claim is written again as it is: whoever is
--- told of its job may wait for replicas, and `WAIT` waits for what its own connection has written (valkey,
--- src/server.c, `call`).
+-- The job that has a claim, if there is one, for another request: {id, record}. The job can't be taken
+-- back from then on. That is written each time: the request may wait for replicas, and `WAIT` waits for
+-- what its own connection has written (valkey, src/server.c, `call`).
 local function holder_of(claim, jobs)
   local holder = redis.call('GET', claim)
   local record = holder and redis.call('HGETALL', jobs .. holder) or {}
   if #record > 0 then
-    redis.call('SET', claim, holder, 'KEEPTTL')
+    redis.call('HSET', jobs .. holder, 'd', 1)
     return {holder, record}
   end
 end

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Forgets a job, its outcome and its claim.
+-- Undoes an insertion: forgets the job, its outcome and its claim, unless another request was given the
+-- job, or it has a claim and was begun. Gives whether it is gone.
 -- KEYS: job, outcome, index, counts. ARGV: the job's id, the command and channel to tell of it, the node
 -- that takes it back, and the number of its call.
 local key, outcome, index, counts = unpack(KEYS)
@@ -7,7 +8,11 @@ local id = ARGV[1]
 local job = load(key)
 if not job then
   forbid(key, ARGV[4], ARGV[5])
-  return
+  return 1
+end
+local has_begun = not job.queued or job.attempt > 0
+if job.disclosed or (job.claim and has_begun) then
+  return 0
 end
 if job.claim then
   redis.call('DEL', base(key) .. 'c:' .. job.claim)
@@ -22,3 +27,4 @@ redis.call('DEL', key, outcome, request(key, id))
 redis.call('ZREM', index, entry(id, job.policy, job.bytes))
 uncount(counts, job.policy, job.bytes)
 tell({command = ARGV[2], channel = ARGV[3]}, id)
+return 1

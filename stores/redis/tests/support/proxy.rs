@@ -9,8 +9,11 @@ use std::{
 };
 
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::watch,
 };
 
@@ -19,6 +22,7 @@ pub struct Proxy {
     address: SocketAddr,
     server: Arc<AtomicU16>,
     is_cut: watch::Sender<bool>,
+    loses_replies: watch::Sender<bool>,
 }
 
 impl Proxy {
@@ -26,24 +30,29 @@ impl Proxy {
     pub async fn start(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, (is_cut, cut)) = (listener.local_addr().unwrap(), watch::channel(false));
+        let (loses_replies, loses) = watch::channel(false);
         let server = Arc::new(AtomicU16::new(port));
         let to = Arc::clone(&server);
         tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
+            while let Ok((client, _)) = listener.accept().await {
                 let (mut cut, port) = (cut.clone(), to.load(Ordering::Relaxed));
+                let loses = loses.clone();
                 tokio::spawn(async move {
                     // An error is the end of a connection, too.
-                    let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else {
+                    let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else {
                         return;
                     };
+                    let (mut requests, to_client) = client.into_split();
+                    let (replies, mut to_server) = server.into_split();
                     tokio::select! {
-                        _ = copy_bidirectional(&mut client, &mut server) => {}
+                        _ = copy(&mut requests, &mut to_server) => {}
+                        () = pass_on(replies, to_client, loses) => {}
                         _ = cut.wait_for(|is_cut| *is_cut) => {}
                     }
                 });
             }
         });
-        Self { address, server, is_cut }
+        Self { address, server, is_cut, loses_replies }
     }
 
     pub fn url(&self) -> String {
@@ -62,7 +71,22 @@ impl Proxy {
         self.mend();
     }
 
+    /// From now on, what the server answers is dropped.
+    pub fn lose_replies(&self) {
+        self.loses_replies.send_replace(true);
+    }
+
     pub fn mend(&self) {
+        self.loses_replies.send_replace(false);
         self.is_cut.send_replace(false);
+    }
+}
+
+async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, loses: watch::Receiver<bool>) {
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if !*loses.borrow() && to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
     }
 }
