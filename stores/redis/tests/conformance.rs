@@ -2,15 +2,22 @@
 
 mod support;
 
+use std::time::Duration;
+
 use support::{Cluster, Server, fresh_prefix};
 use tower_offload::store::conformance;
-use tower_offload_redis::RedisStore;
+use tower_offload_redis::{Builder, RedisStore};
+
+/// A machine that is busy answers a thousand waiters late.
+fn patient(builder: Builder) -> Builder {
+    builder.prefix(fresh_prefix()).timeout(Duration::from_secs(8))
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_share_a_server() {
     let server = Server::start(&[]);
     conformance::run_shared(async || {
-        let builder = RedisStore::builder(server.url()).prefix(fresh_prefix());
+        let builder = patient(RedisStore::builder(server.url()));
         (builder.clone().connect().await.unwrap(), builder.connect().await.unwrap())
     })
     .await;
@@ -19,17 +26,15 @@ async fn two_processes_share_a_server() {
 #[tokio::test]
 async fn one_thread_is_enough() {
     let server = Server::start(&[]);
-    conformance::run(async || {
-        RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap()
-    })
-    .await;
+    conformance::run(async || patient(RedisStore::builder(server.url())).connect().await.unwrap())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_share_a_cluster() {
     let cluster = Cluster::start();
     conformance::run_shared(async || {
-        let builder = RedisStore::cluster(cluster.urls()).prefix(fresh_prefix());
+        let builder = patient(RedisStore::cluster(cluster.urls()));
         (builder.clone().connect().await.unwrap(), builder.connect().await.unwrap())
     })
     .await;
