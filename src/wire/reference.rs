@@ -222,6 +222,7 @@ mod tests {
             ("/a", "b c", "/b%20c"),
             ("/a", "\u{e9}t\u{e9}#\u{e9}", "/%C3%A9t%C3%A9#%C3%A9"),
             ("/a/b", "1:2", "/a/1:2"),
+            ("/a/c|/..", "d", "/a/d"),
             ("/a/b", " c\t", "/a/c"),
             ("/a/b", "\\c", "/c"),
             ("*", "a", "/a"),
@@ -281,6 +282,8 @@ mod tests {
         proptest::collection::vec(select(parts), 0..8).prop_map(|parts| parts.concat())
     }
 
+    // No segment is one letter and `|` or `:`: `url` takes it for a drive of Windows, which no `..`
+    // removes, whatever the scheme is (url 2.5.8, src/parser.rs, `last_slash_can_be_removed`).
     const TARGET: &[&str] = &[
         "/",
         "/",
@@ -294,7 +297,7 @@ mod tests {
         "%2E",
         ".%2e",
         "...",
-        "a",
+        "ab",
         "b.c",
         "evil.example",
         "@",
@@ -333,7 +336,7 @@ mod tests {
         "%2E",
         ".%2e",
         "...",
-        "a",
+        "ab",
         "b.c",
         "evil.example",
         "@",
