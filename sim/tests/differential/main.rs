@@ -79,8 +79,9 @@ fn load(both: &mut Both, scripts: &Scripts) -> BTreeMap<String, String> {
     let mut shas = BTreeMap::new();
     for (name, text) in &scripts.texts {
         let reply = both.ask(&["SCRIPT", "LOAD", text], Compare::Exactly);
-        let sha = String::from_utf8(reply).unwrap().lines().nth(1).unwrap().to_owned();
-        shas.insert(name.clone(), sha);
+        let reply = String::from_utf8(reply).unwrap();
+        let sha = reply.lines().nth(1).unwrap_or_else(|| panic!("{name}.lua: {reply}"));
+        shas.insert(name.clone(), sha.to_owned());
     }
     shas
 }
