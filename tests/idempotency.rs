@@ -736,21 +736,27 @@ async fn a_panic_is_told_to_all_and_not_tried_again() {
 }
 
 #[tokio::test]
-async fn what_is_never_offloaded_is_passed_on_with_its_key() {
+async fn a_keyed_request_that_cannot_be_a_job_is_refused() {
     let mut desk = Desk::new().await;
     let client = Client::http1();
-    for header in [("content-type", "application/grpc"), ("upgrade", "websocket")] {
-        for _ in 0..2 {
-            let sent = desk.send(&client, "POST", "/", &[("idempotency-key", "k"), header], "");
-            assert_eq!(desk.answered(sent, |call| call.answer("done")).await.text(), "done");
-        }
+    for (method, header) in [
+        ("POST", ("content-type", "application/grpc")),
+        ("GET", ("range", "bytes=0-")),
+        ("GET", ("accept", "text/event-stream")),
+    ] {
+        let headers = [("idempotency-key", "k"), header];
+        let answer = desk.send(&client, method, "/", &headers, "").await;
+        is_problem(&answer, 400, "cannot-be-a-job");
     }
-    for _ in 0..2 {
-        let headers = [("idempotency-key", "k")];
-        let sent = desk.send(&client, "HEAD", "/", &headers, "");
-        assert_eq!(desk.answered(sent, |call| call.answer("done")).await.status, 200);
-    }
-    assert_eq!(desk.store.jobs.jobs(), 0);
+    // Without its key it is as if the layer were not there; and an `Upgrade` that is none is a job.
+    let sent = desk.send(&client, "POST", "/", &[("content-type", "application/grpc")], "");
+    assert_eq!(desk.answered(sent, |call| call.answer("done")).await.text(), "done");
+    let headers = [("idempotency-key", "k"), ("upgrade", "websocket")];
+    let sent = desk.send(&client, "POST", "/", &headers, "");
+    assert_eq!(desk.answered(sent, |call| call.answer("once")).await.text(), "once");
+    let again = desk.send(&client, "POST", "/", &headers, "").await;
+    assert_eq!(again.text(), "once");
+    assert_eq!(desk.store.jobs.jobs(), 1);
 }
 
 // ------------------------------------------------------------------------- without a server

@@ -1,6 +1,8 @@
 //! What is never offloaded, whatever the policy and whatever the client prefers: tunnels, upgrades,
 //! gRPC, requests whose answer only their own connection can use; and streams that never end.
 
+#[path = "support/durable.rs"]
+mod durable;
 mod support;
 
 use std::{
@@ -19,6 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use durable::DurableStore;
 use futures_util::{Stream, StreamExt, future::join_all, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
@@ -27,13 +30,18 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use support::{Answer, Client, Raw, Server, soon};
+use support::{
+    Answer, Client, Raw, Server,
+    gated::{Call, Calls, gated},
+    soon,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     sync::{Semaphore, mpsc},
 };
-use tower_offload::{Offload, OffloadBuilder, Policy};
+use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
+use tower_offload::{Offload, OffloadBuilder, Policies, Policy};
 
 const BUDGET: Duration = Duration::from_millis(50);
 
@@ -480,4 +488,335 @@ async fn first_line(raw: &mut Raw) -> String {
         line.push(raw.0.read_u8().await.unwrap());
     }
     String::from_utf8(line).unwrap().trim_end().to_owned()
+}
+
+// ----------------------------------------------------- what bounds a request that can't be a job
+
+/// A request that can't be a job.
+#[derive(Debug, Clone, Copy)]
+struct Exempt {
+    method: &'static str,
+    headers: &'static [(&'static str, &'static str)],
+}
+
+/// One for each exemption.
+const EXEMPT: [Exempt; 10] = [
+    Exempt { method: "CONNECT", headers: &[] },
+    Exempt { method: "HEAD", headers: &[] },
+    Exempt { method: "OPTIONS", headers: &[] },
+    Exempt { method: "GET", headers: &[("connection", "upgrade"), ("upgrade", "websocket")] },
+    Exempt { method: "POST", headers: &[("connection", "upgrade"), ("upgrade", "x")] },
+    Exempt { method: "POST", headers: &[("content-type", "application/grpc")] },
+    Exempt { method: "GET", headers: &[("range", "bytes=0-")] },
+    Exempt { method: "GET", headers: &[("if-none-match", "*")] },
+    Exempt { method: "GET", headers: &[("if-modified-since", "Sun, 06 Nov 1994 08:49:37 GMT")] },
+    Exempt { method: "GET", headers: &[("accept", "text/event-stream")] },
+];
+
+const KEY_HEADER: (&str, &str) = ("idempotency-key", "k");
+
+impl Exempt {
+    fn request(self, more: &[(&str, &str)]) -> Request {
+        let uri = if self.method == "CONNECT" { "example.com:443" } else { "/work" };
+        let mut request = http::Request::builder().method(self.method).uri(uri);
+        for (name, value) in self.headers.iter().chain(more) {
+            request = request.header(*name, *value);
+        }
+        request.body(Body::empty()).unwrap()
+    }
+
+    fn is_safe(self) -> bool {
+        matches!(self.method, "GET" | "HEAD" | "OPTIONS")
+    }
+}
+
+fn plain_post() -> Request {
+    http::Request::post("/work").body(Body::empty()).unwrap()
+}
+
+type Sent = tokio::task::JoinHandle<Response>;
+
+/// One route, without a server.
+struct Bounded {
+    service: BoxCloneSyncService<Request, Response, Infallible>,
+    calls: Calls,
+    offload: Offload,
+}
+
+impl Bounded {
+    fn new(builder: OffloadBuilder, policy: Policy) -> Self {
+        let (gated, calls) = gated();
+        let offload = builder.owner(|_| Some("ann".into())).store(DurableStore::new());
+        let offload = offload.build().unwrap();
+        // `CONNECT` has no path that a pattern could match.
+        let table = Policies::otherwise(policy.name("work")).at("/else", Policy::never());
+        let service = offload.layer(table).layer(Router::new().fallback_service(gated.route()));
+        Self { service: BoxCloneSyncService::new(service), calls, offload }
+    }
+
+    fn send(&self, request: Request) -> Sent {
+        let service = self.service.clone();
+        tokio::spawn(async move { service.oneshot(request).await.unwrap() })
+    }
+
+    /// A request that is attached, and whose handler has begun.
+    async fn attached(&mut self, request: Request) -> (Sent, Call) {
+        let sent = self.send(request);
+        (sent, self.calls.next().await)
+    }
+
+    /// A request that is answered without its handler having begun.
+    async fn refused(&mut self, request: Request) -> (u16, serde_json::Value) {
+        let answer = soon("the refusal", self.send(request)).await.unwrap();
+        assert!(self.calls.is_empty(), "its handler was called: {answer:?}");
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    async fn is_full(&mut self, request: Request, limit: &str) {
+        let (status, problem) = self.refused(request).await;
+        assert_eq!((status, &problem["limit"]), (503, &limit.into()), "{problem}");
+    }
+
+    async fn is_bad(&mut self, request: Request, kind: &str) {
+        let (status, problem) = self.refused(request).await;
+        assert_eq!(status, 400, "{problem}");
+        assert!(problem["type"].as_str().unwrap().ends_with(kind), "{problem}");
+    }
+
+    /// The handler answers, and what was attached has that answer.
+    async fn answers(&mut self, (sent, call): (Sent, Call)) {
+        call.answer("own");
+        let answer = soon("the handler's answer", sent).await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+
+    async fn running(&self) -> usize {
+        self.offload.stats().await.unwrap().total().running
+    }
+}
+
+/// A cell of the table: each exemption beside each guarantee that a policy gives.
+async fn cell(exempt: Exempt, guarantee: &str) {
+    let builder = || Offload::builder("/jobs");
+    let (plain, keyed) = (|| exempt.request(&[]), || exempt.request(&[KEY_HEADER]));
+    let always = Policy::always;
+    match guarantee {
+        "concurrency" => {
+            let mut route = Bounded::new(builder(), always().concurrency(1));
+            let first = route.attached(plain()).await;
+            route.is_full(plain(), "concurrency").await;
+            route.is_full(plain_post(), "concurrency").await;
+            route.answers(first).await;
+            let second = route.attached(plain()).await;
+            route.answers(second).await;
+        }
+        "queue" => {
+            let mut route = Bounded::new(builder(), always().concurrency(1).queue(1));
+            let first = route.attached(plain()).await;
+            // A job waits for the permit; what can't be one does not.
+            let queued = soon("the 202", route.send(plain_post())).await.unwrap();
+            assert_eq!(queued.status(), 202);
+            route.is_full(plain(), "concurrency").await;
+            route.answers(first).await;
+            route.calls.next().await.answer("own");
+        }
+        "max_running" => {
+            let mut route = Bounded::new(builder().max_running(1), always());
+            let first = route.attached(plain()).await;
+            route.is_full(plain(), "max_running").await;
+            route.is_full(plain_post(), "max_running").await;
+            route.answers(first).await;
+        }
+        "key optional" => {
+            for policy in [Policy::after(BUDGET).idempotent(), always().idempotent()] {
+                let mut route = Bounded::new(builder(), policy);
+                route.is_bad(keyed(), "cannot-be-a-job").await;
+                let attached = route.attached(plain()).await;
+                route.answers(attached).await;
+            }
+        }
+        "key required" => {
+            let mut route = Bounded::new(builder(), Policy::after(BUDGET).idempotency_required());
+            route.is_bad(keyed(), "cannot-be-a-job").await;
+            match exempt.is_safe() {
+                true => {
+                    let attached = route.attached(plain()).await;
+                    route.answers(attached).await;
+                }
+                false => route.is_bad(plain(), "idempotency-key-missing").await,
+            }
+        }
+        "durable" => {
+            let mut route = Bounded::new(builder(), always().durable().concurrency(1));
+            match exempt.method {
+                "OPTIONS" => {
+                    let preflight = route.attached(plain()).await;
+                    route.is_full(plain(), "concurrency").await;
+                    route.answers(preflight).await;
+                }
+                _ => route.is_bad(plain(), "cannot-be-a-job").await,
+            }
+            let accepted = soon("the 202", route.send(plain_post())).await.unwrap();
+            assert_eq!(accepted.status(), 202);
+        }
+        _ => unreachable!("{guarantee}"),
+    }
+}
+
+#[tokio::test]
+async fn no_exemption_switches_a_guarantee_off() {
+    for exempt in EXEMPT {
+        for guarantee in
+            ["concurrency", "queue", "max_running", "key optional", "key required", "durable"]
+        {
+            let cell = tokio::spawn(cell(exempt, guarantee));
+            cell.await.unwrap_or_else(|error| panic!("{exempt:?} beside {guarantee}: {error}"));
+        }
+    }
+}
+
+/// Their handlers run while they are attached whatever the limits, so there is nothing to switch off.
+#[tokio::test]
+async fn routes_that_promise_no_bound_attach_it_freely() {
+    for policy in [
+        || Policy::after(BUDGET).concurrency(1),
+        || Policy::on_request(BUDGET).concurrency(1),
+        || Policy::after(BUDGET).idempotent().queue(1).concurrency(1),
+    ] {
+        let mut route = Bounded::new(Offload::builder("/jobs").max_running(1), policy());
+        let mut attached = Vec::new();
+        for exempt in EXEMPT {
+            attached.push(route.attached(exempt.request(&[])).await);
+        }
+        assert_eq!(route.running().await, 0);
+        for one in attached {
+            route.answers(one).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn polls_need_no_permit() {
+    let mut route = Bounded::new(Offload::builder("/jobs"), Policy::always().concurrency(1));
+    let held = route.attached(EXEMPT[5].request(&[])).await;
+    for method in ["HEAD", "OPTIONS", "GET"] {
+        let poll = http::Request::builder().method(method).uri("/jobs/x").header("range", "x");
+        let poll = route.attached(poll.body(Body::empty()).unwrap()).await;
+        route.answers(poll).await;
+    }
+    route.answers(held).await;
+}
+
+/// The permit of an attached request is released whatever becomes of it.
+#[tokio::test(start_paused = true)]
+async fn the_permit_of_an_attached_request_is_released() {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let policy = Policy::always().concurrency(1).timeout(LIMIT);
+    let mut route = Bounded::new(Offload::builder("/jobs"), policy);
+    let grpc = EXEMPT[5];
+
+    // Its client has left.
+    let (sent, call) = route.attached(grpc.request(&[])).await;
+    assert_eq!(route.running().await, 1);
+    sent.abort();
+    call.gone().await;
+    assert_eq!(route.running().await, 0);
+
+    // Its handler has panicked.
+    let (sent, call) = route.attached(grpc.request(&[])).await;
+    call.panic();
+    assert!(sent.await.unwrap_err().is_panic());
+    assert_eq!(route.running().await, 0);
+
+    // Its time is over.
+    let begun = tokio::time::Instant::now();
+    let (sent, call) = route.attached(grpc.request(&[])).await;
+    let answer = sent.await.unwrap();
+    assert_eq!((answer.status().as_u16(), begun.elapsed().as_secs()), (504, 30));
+    call.gone().await;
+    assert_eq!(route.running().await, 0);
+
+    // Its response's head is there; the body may take as long as it likes.
+    let (sent, call) = route.attached(grpc.request(&[])).await;
+    let endless = stream::pending::<Result<Bytes, Infallible>>();
+    call.answer(Body::from_stream(endless));
+    let answer = sent.await.unwrap();
+    assert_eq!(route.running().await, 0);
+    drop(answer);
+}
+
+/// A client that stalls must not hold the permits of a route.
+#[tokio::test(start_paused = true)]
+async fn the_permit_of_an_upload_that_stalls_is_released() {
+    let builder = Offload::builder("/jobs").body_idle_timeout(Duration::from_secs(5));
+    let mut route = Bounded::new(builder, Policy::always().concurrency(1));
+    let (sender, frames) = mpsc::channel::<Result<Bytes, Infallible>>(1);
+    let frames = stream_of(frames);
+    let request = http::Request::post("/work").header("content-type", "application/grpc");
+    let sent = route.send(request.body(Body::from_stream(frames)).unwrap());
+    for _ in 0..3 {
+        sender.send(Ok(Bytes::from_static(b"more"))).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(route.running().await, 1);
+    }
+    let answer = soon("the 408", sent).await.unwrap();
+    assert_eq!(answer.status(), 408);
+    assert_eq!(answer.headers()["connection"], "close");
+    assert_eq!(route.running().await, 0);
+    assert!(route.calls.is_empty(), "the handler never had its body");
+}
+
+fn stream_of<T>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> {
+    stream::unfold(receiver, async |mut receiver| {
+        let next = receiver.recv().await?;
+        Some((next, receiver))
+    })
+}
+
+/// Over real sockets, as it was attacked: 40 requests with one header more on a route of two.
+#[tokio::test]
+async fn one_header_does_not_switch_the_limits_off() {
+    for (header, attached) in [
+        ("upgrade: x", 0),
+        ("connection: upgrade\r\nupgrade: x", 2),
+        ("content-type: application/grpc", 2),
+    ] {
+        let (gated, mut calls) = gated();
+        let offload = Offload::new("/jobs");
+        let layer = offload.layer(Policy::always().concurrency(2).queue(3));
+        let server = Server::axum(Router::new().route("/", gated.route()).layer(layer)).await;
+        let head = format!("POST / HTTP/1.1\r\nhost: x\r\n{header}\r\ncontent-length: 0\r\n\r\n");
+        let mut running = Vec::new();
+        let mut statuses = Vec::new();
+        let mut waiting = Vec::new();
+        for _ in 0..40 {
+            let mut raw = server.connect().await;
+            raw.write(&head).await;
+            if statuses.len() + waiting.len() < attached {
+                // It is attached: nothing comes until its handler answers.
+                running.push(calls.next().await);
+                waiting.push(raw);
+                continue;
+            }
+            let (head, _) = soon("an answer", raw.read_response()).await;
+            statuses.push(head.split(' ').nth(1).unwrap().to_owned());
+        }
+        let refused = statuses.iter().filter(|status| *status == "503").count();
+        let accepted = statuses.iter().filter(|status| *status == "202").count();
+        match attached {
+            0 => assert_eq!((accepted, refused), (5, 35)),
+            _ => assert_eq!((accepted, refused), (0, 38)),
+        }
+        while running.len() < 2 {
+            running.push(calls.next().await);
+        }
+        assert!(calls.is_empty(), "{header}: more than two run at once");
+        running.into_iter().for_each(|call| call.answer("own"));
+        for mut raw in waiting {
+            let (head, _) = soon("an answer", raw.read_response()).await;
+            assert!(head.starts_with("http/1.1 200"), "{head}");
+        }
+    }
 }

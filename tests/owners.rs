@@ -487,7 +487,7 @@ async fn who_asks_is_found_out_once_before_the_call_and_only_where_it_matters() 
         ("HEAD", "/always", &[], 200, called),
         ("OPTIONS", "/always", async_, 200, called),
         ("GET", "/always", &[("range", "bytes=0-")], 200, called),
-        ("POST", "/always", &[("upgrade", "websocket")], 200, called),
+        ("POST", "/always", &[("upgrade", "websocket"), ("connection", "upgrade")], 200, called),
         ("POST", "/always", &[("content-type", "application/grpc")], 200, called),
     ] {
         let headers = [headers, &[("authorization", "ann")]].concat();

@@ -239,6 +239,26 @@ impl OffloadBuilder {
         self
     }
 
+    /// How long a client may send nothing of a body that is waited for. Then the request is given up
+    /// with a 408 problem, and on HTTP/1.1 its connection is closed. It counts wherever a client that
+    /// stalls would hold what others wait for: where a body is taken in whole (durable routes, those
+    /// with a queue, and requests with a key), on `always` routes, and for [attached requests that
+    /// hold a permit](crate#what-is-never-offloaded). A request of an `after` or `on_request` route is
+    /// attached while its body arrives, and is left alone. Default: 60 seconds, longer than a phone
+    /// is without a network in a tunnel, and what common servers wait too.
+    pub fn body_idle_timeout(mut self, time: Duration) -> Self {
+        self.limits.body_idle_timeout = time;
+        self
+    }
+
+    /// How long a body that is taken in whole may take to arrive, in all; then as
+    /// [`body_idle_timeout`](Self::body_idle_timeout). Default: 5 minutes, in which `max_body_bytes`
+    /// arrive at 7 KB a second.
+    pub fn body_timeout(mut self, time: Duration) -> Self {
+        self.limits.body_timeout = time;
+        self
+    }
+
     /// How large an outcome may be, head and trailers included; a job with a larger response fails.
     /// Default: 4 MiB, above nearly every answer of an API.
     pub fn max_outcome_bytes(mut self, bytes: usize) -> Self {

@@ -1,7 +1,7 @@
 //! The answers that are the layer's own, beside the 202.
 
 use bytes::Bytes;
-use http::Response;
+use http::{HeaderValue, Response, header};
 
 use crate::{
     body::{ResponseBody, StatusBody},
@@ -23,6 +23,16 @@ pub(super) fn refused(refusal: Refusal, lane: &Lane) -> Response<Bytes> {
         Refusal::Claimed(_) => Problem::STORE,
     };
     wire::problem_answer(problem, Some(lane.retry_after()))
+}
+
+/// The 408 of a request whose body stalls. The rest of it is not waited for, so its connection can
+/// carry no other request (RFC 9110, section 15.5.9).
+pub(super) fn body_timed_out(is_http1: bool) -> Response<Bytes> {
+    let mut answer = wire::problem_answer(Problem::BODY_TIMEOUT, None);
+    if is_http1 {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
 }
 
 /// An answer without trailers.

@@ -16,6 +16,7 @@ use tracing::Span;
 
 use super::{
     answer::{made, plain, refused},
+    bound::Bound,
     movable::Movable,
     rescue::Rescue,
     stage::Step,
@@ -45,6 +46,8 @@ enum Source<F> {
         watch: Watch,
         handler: F,
     },
+    /// The handler of a request that cannot be a job, with its permit.
+    Bound(Box<Bound<F>>),
     /// The answer is ours; no handler is polled for it.
     Ours(Pin<Box<dyn Future<Output = Response<StatusBody>> + Send>>),
     /// It is there, or the handler was moved.
@@ -60,6 +63,10 @@ impl<F: Future<Output: Send> + Send + 'static> ResponseFuture<F> {
     #[inline]
     pub(super) fn watched(watch: Watch, handler: F) -> Self {
         Self { source: Source::Watched { watch, handler } }
+    }
+
+    pub(super) fn bound(bound: Bound<F>) -> Self {
+        Self { source: Source::Bound(Box::new(bound)) }
     }
 
     pub(super) fn ours(
@@ -150,6 +157,13 @@ where
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<ResB>, E>> {
         let (watch, handler) = match &mut self.source {
             Source::Watched { watch, handler } => (watch, handler),
+            Source::Bound(bound) => {
+                let polled = Pin::new(&mut **bound).poll(cx);
+                if polled.is_ready() {
+                    self.source = Source::Given;
+                }
+                return polled;
+            }
             Source::Ours(answer) => return answer.as_mut().poll(cx).map(|answer| Ok(made(answer))),
             Source::Through(_) | Source::Given => panic!("polled after it was ready"),
         };
@@ -182,6 +196,10 @@ where
                 Step::Next(stage) => watch.enter(stage),
                 Step::Detach(registered) => return Poll::Ready(Ok(self.detach(registered))),
                 Step::Refuse(refusal) => return Poll::Ready(Ok(self.refuse(refusal))),
+                Step::Answer(answer) => {
+                    self.source = Source::Given;
+                    return Poll::Ready(Ok(made(plain(*answer))));
+                }
             }
         }
         Poll::Pending

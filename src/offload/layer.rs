@@ -96,7 +96,8 @@ impl Route {
             return FirstLook::Through;
         }
         match (Head::of(request), self.usual) {
-            (Head::Exempt, _) | (Head::Plain, Usual::Through) => FirstLook::Through,
+            (Head::Exempt, _) if self.policy.promises_nothing() => FirstLook::Through,
+            (Head::Plain, Usual::Through) => FirstLook::Through,
             (Head::Plain, Usual::Watched) => FirstLook::Watched(Stage::Started),
             (Head::Plain, Usual::Spawned) => FirstLook::Watched(Stage::Unbegun),
             (head, _) => FirstLook::Asked(head),

@@ -3,6 +3,9 @@
 //! Knows policies and how jobs are registered and run. It knows nothing of the status service.
 
 mod answer;
+mod body_timer;
+mod bound;
+mod control;
 mod deferred;
 mod durable;
 mod future;

@@ -1,7 +1,6 @@
 //! The service: decides for each request whether it is watched, and how.
 
 use std::{
-    borrow::Cow,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -16,7 +15,8 @@ use tracing::Span;
 
 use super::{
     Answers, Movable, ResponseFuture,
-    answer::plain,
+    answer::{plain, refused},
+    bound::Bound,
     deferred::{Deferred, key_of},
     durable::RunAgain,
     layer::{FirstLook, Route, Shared},
@@ -27,8 +27,8 @@ use crate::{
     body::{RequestBody, ResponseBody},
     error::BoxError,
     job::{Asked, Current, Owner, watched_by},
-    policy::{Head, Keys, Policy},
-    run::{OwnerOf, State},
+    policy::{Attached, Head},
+    run::{OwnerOf, Place, State},
     wire::{self, Preferences, Problem},
 };
 
@@ -50,12 +50,15 @@ impl<S> OffloadService<S> {
     /// What becomes of a request where there is more to ask.
     fn way<B>(&self, route: &Arc<Route>, head: Head, request: Request<B>) -> (Way, Request<B>) {
         let Route { state, policy, .. } = &**route;
+        if head == Head::Exempt {
+            return (Way::of_exempt(route, &request), request);
+        }
         let prefers = match head {
             Head::Prefers => Preferences::of(request.headers()),
             _ => Preferences::default(),
         };
         let plan = policy.plan(prefers, state.limits.max_wait);
-        let key = key(policy, &request);
+        let key = policy.key(&request);
         if plan.is_none() && key == Ok(None) || is_seen_to(state, &request) {
             return (Way::Through, request);
         }
@@ -107,6 +110,8 @@ enum Way {
     Through,
     Watched(Watch),
     Deferred(Box<Deferred>),
+    /// It can't be a job, and is attached with a permit.
+    Bound(Place),
     Answered(Box<Response<Bytes>>),
 }
 
@@ -114,19 +119,20 @@ impl Way {
     fn refused(problem: Problem) -> Self {
         Self::Answered(Box::new(wire::problem_answer(problem, None)))
     }
-}
 
-/// The `Idempotency-Key`, where the policy honours it.
-fn key<B>(policy: &Policy, request: &Request<B>) -> Result<Option<String>, Problem> {
-    if policy.keys() == Keys::Ignored {
-        return Ok(None);
-    }
-    match wire::idempotency_key(request.headers()) {
-        Ok(None) if policy.keys() == Keys::Required && !request.method().is_safe() => {
-            Err(Problem::KEY_MISSING)
+    /// Of a request that can't be a job.
+    fn of_exempt<B>(route: &Arc<Route>, request: &Request<B>) -> Self {
+        if is_seen_to(&route.state, request) {
+            return Self::Through;
         }
-        Ok(key) => Ok(key.map(Cow::into_owned)),
-        Err(bad) => Err(Problem::KEY_MALFORMED.with_detail(bad.detail())),
+        match route.policy.attach(request) {
+            Ok(Attached::Freely) => Self::Through,
+            Ok(Attached::WithPermit) => match route.lane.take() {
+                Ok(permit) => Self::Bound(permit),
+                Err(refusal) => Self::Answered(Box::new(refused(refusal, &route.lane))),
+            },
+            Err(problem) => Self::refused(problem),
+        }
     }
 }
 
@@ -209,6 +215,9 @@ impl<S> OffloadService<S> {
                 self.inner = service.clone();
                 ResponseFuture::ours(deferred.answer(service, request))
             }
+            (Way::Bound(permit), request) => {
+                ResponseFuture::bound(Bound::call(&mut self.inner, route, permit, request))
+            }
             (Way::Answered(answer), _) => ResponseFuture::ours(std::future::ready(plain(*answer))),
         }
     }
@@ -242,7 +251,8 @@ where
     S: Service<Request<B>, Future: Future<Output: Send> + Send + 'static>,
     B: RequestBody,
 {
-    let request = request.map(|body| watch.upload(body));
+    let version = request.version();
+    let request = request.map(|body| watch.upload(body, version));
     watched(inner, watch, request)
 }
 

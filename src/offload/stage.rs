@@ -8,11 +8,16 @@
 //!                                        ▼                     ▼
 //!                                     Attached ◀───(after)─────┴──(always)──▶ 503
 //!
+//!                 Uploading ──(always, body stalled)──▶ 408
+//!
 //!  Unbegun ──(always, body over at the call)──▶ Registering, the handler not yet polled
 //!     └──────(always, else)──▶ Uploading
 //! ```
 //!
 //! `Attached` is the end of all watching: the request goes on as if the layer were not there.
+
+use bytes::Bytes;
+use http::Response;
 
 use crate::run::{Refusal, Registered};
 
@@ -44,6 +49,8 @@ pub(super) enum Step {
     Next(Stage),
     Detach(Registered),
     Refuse(Refusal),
+    /// The answer is ours, and the handler is dropped.
+    Answer(Box<Response<Bytes>>),
 }
 
 impl Stage {

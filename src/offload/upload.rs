@@ -26,34 +26,21 @@
 
 use std::{
     collections::VecDeque,
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
-use http::uri::PathAndQuery;
+use http::{Version, uri::PathAndQuery};
 use http_body::{Body, Frame, SizeHint};
-use tokio::task::coop::unconstrained;
 
+use super::control::{Control, Standing, Upload};
 use crate::{body::RequestBody, run::State};
 
 /// What a buffered frame counts with at the least, so that many small ones do not take many times
 /// the limit.
 const FRAME_BYTES: usize = 128;
-
-/// The layer's side of a watched body. It does not name the body's type, so that the response
-/// future need not either.
-pub(super) struct Upload(Arc<dyn Control>);
-
-/// What the layer may do with a watched body.
-trait Control: Send + Sync {
-    fn poll_over(&self, cx: &mut Context<'_>, drain: &mut bool) -> Standing;
-    fn is_over(&self) -> bool;
-    fn unwatch(&self);
-    fn target(&self) -> &PathAndQuery;
-}
 
 /// The handler's side: the body as the handler sees it.
 struct Watched<B: Body> {
@@ -65,6 +52,7 @@ struct Shared<B: Body> {
     state: Arc<State>,
     /// The request's path: kept here, since a request is moved with room for it or for this.
     target: PathAndQuery,
+    version: Version,
 }
 
 struct Wire<B: Body> {
@@ -77,6 +65,8 @@ struct Wire<B: Body> {
     error: Option<B::Error>,
     broken: bool,
     draining: bool,
+    /// The bytes that have come.
+    arrived: u64,
     /// The reader is not told of the end yet.
     end_held: bool,
     /// What the buffer counts with.
@@ -88,26 +78,12 @@ struct Wire<B: Body> {
     layer: Option<Waker>,
 }
 
-/// How a body stands on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// More may come.
-    Open,
-    /// It has ended, or the handler has dropped it: a detach touches no connection any more.
-    Over {
-        /// The handler had to wait for it, from when the layer first asked. Told once.
-        late: bool,
-    },
-    /// It ended in an error. That is not an end: the request must not be answered as if it had
-    /// arrived.
-    Broken,
-}
-
 /// Watches the body of a request for this path. With `hold_end` the handler does not see its end
 /// while it is watched.
 pub(super) fn watch<B: RequestBody>(
     body: B,
     target: PathAndQuery,
+    version: Version,
     state: &Arc<State>,
     hold_end: bool,
 ) -> (B, Upload) {
@@ -118,54 +94,17 @@ pub(super) fn watch<B: RequestBody>(
         error: None,
         broken: false,
         draining: false,
+        arrived: 0,
         end_held: hold_end,
         buffered: 0,
         awaited: None,
         reader: None,
         layer: None,
     };
-    let shared = Arc::new(Shared { wire: Mutex::new(wire), state: Arc::clone(state), target });
+    let shared =
+        Arc::new(Shared { wire: Mutex::new(wire), state: Arc::clone(state), target, version });
     let watched = B::from_watched(Watched { shared: Arc::clone(&shared) });
-    (watched, Upload(shared))
-}
-
-impl Upload {
-    /// How the body stands; while it is open, `cx` is woken when that changes. With `drain` the
-    /// wire is read into the buffer, instead of by the handler, until the buffer is full: then
-    /// `drain` becomes false, and the handler reads the wire itself again.
-    pub(super) fn poll_over(&self, cx: &mut Context<'_>, drain: &mut bool) -> Standing {
-        // Unconstrained: the handler, polled before it, may have used up the task's budget (tokio,
-        // src/task/coop), and the wire would never be ready.
-        let look = poll_fn(|cx| Poll::Ready(self.0.poll_over(cx, drain)));
-        match pin!(unconstrained(look)).poll(cx) {
-            Poll::Ready(standing) => standing,
-            Poll::Pending => Standing::Open,
-        }
-    }
-}
-
-impl Upload {
-    /// Whether the body has ended, or was dropped by the handler. One that broke off is not over.
-    pub(super) fn is_over(&self) -> bool {
-        self.0.is_over()
-    }
-
-    pub(super) fn target(&self) -> &PathAndQuery {
-        self.0.target()
-    }
-}
-
-impl Drop for Upload {
-    /// The layer watches no more: the handler reads the wire itself, and sees its end.
-    fn drop(&mut self) {
-        self.0.unwatch();
-    }
-}
-
-impl std::fmt::Debug for Upload {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Upload").finish_non_exhaustive()
-    }
+    (watched, Upload::new(shared))
 }
 
 impl<B: RequestBody> Control for Shared<B> {
@@ -206,6 +145,16 @@ impl<B: RequestBody> Control for Shared<B> {
 
     fn target(&self) -> &PathAndQuery {
         &self.target
+    }
+
+    fn version(&self) -> Version {
+        self.version
+    }
+
+    fn arrived_while_awaited(&self) -> Option<u64> {
+        let wire = self.lock();
+        let awaited = wire.draining || wire.reader.is_some();
+        (wire.body.is_some() && awaited).then_some(wire.arrived)
     }
 }
 
@@ -308,7 +257,10 @@ impl<B: RequestBody> Wire<B> {
             Poll::Pending => false,
             // After its last frame a body may say so, and readers that know its length ask for no
             // more: it is over on the wire.
-            Poll::Ready(Some(Ok(_))) => body.is_end_stream(),
+            Poll::Ready(Some(Ok(frame))) => {
+                self.arrived += frame.data_ref().map_or(0, |data| data.len() as u64);
+                body.is_end_stream()
+            }
             Poll::Ready(Some(Err(_))) => {
                 self.broken = true;
                 true
@@ -447,7 +399,7 @@ mod tests {
 
         fn watched(&self, state: &Arc<State>, hold_end: bool) -> (Body, Upload) {
             let target = PathAndQuery::from_static("/");
-            watch(UnsyncBoxBody::new(Fake(self.clone())), target, state, hold_end)
+            watch(UnsyncBoxBody::new(Fake(self.clone())), target, Version::HTTP_11, state, hold_end)
         }
 
         fn send(&self, event: Option<io::Result<Frame<Bytes>>>) {

@@ -10,13 +10,17 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, uri::PathAndQuery};
+use bytes::Bytes;
+use http::{Request, Response, Version, uri::PathAndQuery};
 
 use super::{
+    answer::body_timed_out,
+    body_timer::BodyTimer,
+    control::{Standing, Upload},
     layer::Route,
     rescue::Rescue,
     stage::{Stage, Step},
-    upload::{self, Standing, Upload},
+    upload,
 };
 use crate::{
     body::RequestBody,
@@ -63,6 +67,8 @@ pub(super) struct Special {
     /// How its handler is finished if the client leaves; `None` where it is not.
     pub(super) rescue: Option<Rescue>,
     registering: Option<Registering>,
+    /// How long the body of an `always` route's request may take.
+    timer: Option<BodyTimer>,
 }
 
 /// The path that references in the response are relative to.
@@ -96,9 +102,10 @@ impl Watch {
     }
 
     /// Watches this body.
-    pub(super) fn upload<B: RequestBody>(&mut self, body: B) -> B {
+    pub(super) fn upload<B: RequestBody>(&mut self, body: B, version: Version) -> B {
         let target = self.target().clone();
-        let (body, upload) = upload::watch(body, target, &self.route.state, self.is_unbegun());
+        let (state, hold_end) = (&self.route.state, self.is_unbegun());
+        let (body, upload) = upload::watch(body, target, version, state, hold_end);
         self.of = Of::Upload(upload);
         body
     }
@@ -219,6 +226,7 @@ impl Watch {
             }
             if let Some(special) = &mut self.special {
                 special.registering = None;
+                special.timer = None;
             }
         }
         self.enter_quietly(next);
@@ -295,6 +303,7 @@ impl Watch {
 
     fn uploaded(&mut self, standing: Standing, cx: &mut Context<'_>) -> Step {
         match (standing, self.start()) {
+            (Standing::Open, Start::Spawned) => self.stalled(cx).map_or(Step::Wait, Step::Answer),
             (Standing::Open, _) => Step::Wait,
             (Standing::Broken, _) => Step::Next(self.attached()),
             // The handler could not go on before it had its body: it has one more budget from here.
@@ -305,6 +314,22 @@ impl Watch {
                 Ok(stage) => Step::Next(stage),
                 Err(refusal) => self.refused(refusal),
             },
+        }
+    }
+
+    /// The answer to a request of an `always` route whose client has stopped to send its body. It
+    /// is not bounded in all: a handler may read a stream for as long as that comes. Those of other
+    /// routes are attached, as if the layer were not there; what their handlers do not read is not
+    /// theirs to wait for.
+    fn stalled(&mut self, cx: &Context<'_>) -> Option<Box<Response<Bytes>>> {
+        let Of::Upload(upload) = &self.of else { return None };
+        let (arrived, is_http1) = (upload.arrived_while_awaited(), upload.is_http1());
+        let state = &self.route.state;
+        let timer = &mut self.special.get_or_insert_default().timer;
+        let timer = timer.get_or_insert_with(|| BodyTimer::new(state, None));
+        match timer.poll(arrived, cx) {
+            Poll::Pending => None,
+            Poll::Ready(_) => Some(Box::new(body_timed_out(is_http1))),
         }
     }
 

@@ -4,7 +4,7 @@
 //! Every request of a watched route comes through here, so it is one pass over the names of the
 //! headers: each look-up in the map costs as much as several of its steps.
 
-use http::{HeaderMap, HeaderName, Method, Request, header};
+use http::{HeaderName, Method, Request, Version, header};
 
 use crate::wire::PREFER;
 
@@ -30,13 +30,13 @@ impl Head {
         }
         match headers.is_empty() {
             true => Self::Plain,
-            false => Self::of_headers(headers, *method == Method::GET),
+            false => Self::of_headers(request, *method == Method::GET),
         }
     }
 
-    fn of_headers(headers: &HeaderMap, is_get: bool) -> Self {
+    fn of_headers<B>(request: &Request<B>, is_get: bool) -> Self {
         let mut head = Self::Plain;
-        for (name, value) in headers {
+        for (name, value) in request.headers() {
             let value = value.as_bytes();
             let exempt = match Says::of(name) {
                 Says::Nothing => false,
@@ -44,7 +44,7 @@ impl Head {
                     head = Self::Prefers;
                     false
                 }
-                Says::Upgrade => is_upgrade(value),
+                Says::Upgrade => is_upgrade(value) && is_upgradable(request),
                 Says::Type => is_grpc(value),
                 Says::Accept => is_get && is_events(value),
                 Says::Partial => is_get,
@@ -103,6 +103,17 @@ fn is_upgrade(value: &[u8]) -> bool {
     })
 }
 
+/// Without `Connection: upgrade` there is no upgrade, and in HTTP/1.0 none either (RFC 9110, section
+/// 7.8); HTTP/2 has neither header (RFC 9113, section 8.2.2). Looked up, since hardly any request
+/// comes to this.
+#[cold]
+fn is_upgradable<B>(request: &Request<B>) -> bool {
+    let options = request.headers().get_all(header::CONNECTION).into_iter();
+    let mut options = options.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    request.version() == Version::HTTP_11
+        && options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+}
+
 /// A gRPC client takes a 202 for an internal error.
 fn is_grpc(value: &[u8]) -> bool {
     let kind = b"application/grpc";
@@ -131,8 +142,30 @@ mod tests {
             ("h2c, websocket", true),
             ("TLS/1.2", true),
         ] {
-            let request = Request::post("/").header("upgrade", upgrade).body(()).unwrap();
+            let request = Request::post("/").header("connection", "upgrade");
+            let request = request.header("upgrade", upgrade).body(()).unwrap();
             assert_eq!(Head::of(&request) == Head::Exempt, exempt, "{upgrade}");
+        }
+    }
+
+    #[test]
+    fn upgrade_needs_its_connection_option_and_http_1_1() {
+        for (version, connection, exempt) in [
+            (Version::HTTP_11, &["upgrade"][..], true),
+            (Version::HTTP_11, &["keep-alive, Upgrade"], true),
+            (Version::HTTP_11, &["keep-alive", "x ,\tUPGRADE"], true),
+            (Version::HTTP_11, &[], false),
+            (Version::HTTP_11, &["keep-alive"], false),
+            (Version::HTTP_11, &["upgrades"], false),
+            (Version::HTTP_10, &["upgrade"], false),
+            (Version::HTTP_2, &["upgrade"], false),
+        ] {
+            let mut request = Request::get("/").version(version).header("upgrade", "websocket");
+            for value in connection {
+                request = request.header("connection", *value);
+            }
+            let head = Head::of(&request.body(()).unwrap());
+            assert_eq!(head == Head::Exempt, exempt, "{version:?} {connection:?}");
         }
     }
 

@@ -4,11 +4,13 @@
 //! Knows requests and preferences; nothing of how a job is run.
 
 mod durable;
+mod exempt;
 mod head;
 mod table;
 
 use std::{sync::Arc, time::Duration};
 
+pub(crate) use exempt::Attached;
 pub(crate) use head::Head;
 pub use table::Policies;
 

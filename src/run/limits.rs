@@ -24,6 +24,11 @@ pub(crate) struct Limits {
     pub(crate) max_body_bytes: usize,
     /// 128 MiB: 64 bodies of the largest size at once.
     pub(crate) max_buffered_bytes: usize,
+    /// 60 s: longer than a phone is without a network in a tunnel, and what common servers and
+    /// proxies wait too (nginx, `client_body_timeout`).
+    pub(crate) body_idle_timeout: Duration,
+    /// 5 minutes: `max_body_bytes` at 7 KB a second.
+    pub(crate) body_timeout: Duration,
     /// 4 MiB: above nearly every answer of an API; what is larger belongs into object storage, with
     /// a link in the answer.
     pub(crate) max_outcome_bytes: usize,
@@ -46,6 +51,8 @@ impl Default for Limits {
             max_wait: Duration::from_secs(30),
             max_body_bytes: 2 << 20,
             max_buffered_bytes: 128 << 20,
+            body_idle_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(300),
             max_outcome_bytes: 4 << 20,
             max_run_time: Duration::from_secs(3600),
             progress_interval: Duration::from_millis(100),
@@ -66,6 +73,8 @@ impl Limits {
             (self.max_outcome_bytes, "max_outcome_bytes"),
         ];
         let times = [
+            (self.body_idle_timeout, "body_idle_timeout"),
+            (self.body_timeout, "body_timeout"),
             (self.max_wait, "max_wait"),
             (self.max_run_time, "max_run_time"),
             (self.progress_interval, "progress_interval"),

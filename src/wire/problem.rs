@@ -73,6 +73,11 @@ problems! {
         "On this route a request is taken in whole before its work begins, and this one is larger than that allows. Send less, or in parts.";
     BODY_BROKEN: "body-broken", BAD_REQUEST, "The request's body broke off",
         "The request's body ended before it was complete, and nothing was done. Send the request again.";
+    BODY_TIMEOUT: "body-timeout", REQUEST_TIMEOUT, "The request's body did not arrive in time",
+        "The rest of the request's body did not arrive in time, and the request was given up. Send it again.";
+    /// Told in place of an answer that would bypass what the route promises.
+    CANNOT_BE_A_JOB: "cannot-be-a-job", BAD_REQUEST, "The request cannot be a job",
+        "On this route every request is kept in the store before it is answered, and this one cannot be: it is an upgrade, gRPC, CONNECT, HEAD, or a GET with Range, a condition or Accept: text/event-stream. Send it as a plain request.";
     KEY_MISSING: "idempotency-key-missing", BAD_REQUEST, "Idempotency-Key is missing",
         "This route wants an Idempotency-Key header: a string that is new for each piece of work, and the same when a request is sent again.";
     KEY_MALFORMED: "idempotency-key-malformed", BAD_REQUEST, "Idempotency-Key is malformed",
