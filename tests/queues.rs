@@ -529,25 +529,52 @@ async fn a_refusal_comes_before_100_continue() {
 
 #[tokio::test]
 async fn bodies_that_wait_are_bounded_together_by_max_buffered_bytes() {
-    let limits = builder().max_body_bytes(1000).max_buffered_bytes(1500);
+    // A head of these counts with some 500 bytes.
+    let limits = builder().max_body_bytes(1000).max_buffered_bytes(2600);
     let mut desk = Desk::with(limits, |offload| [("/", offload.layer(queued(1, 10)))]).await;
     let (first, first_call) = desk.running("/", "first").await;
     let body = "x".repeat(1000);
     // A frame that has come is kept, though it goes over the bound.
-    let mut waiting = vec![desk.job("/", body.clone()).await, desk.job("/", body.clone()).await];
+    let waiting = vec![desk.job("/", body.clone()).await, desk.job("/", body.clone()).await];
     is_refused(&desk.post("/", "one more").await, "max_buffered_bytes");
-    // Without a body there is nothing to keep.
-    waiting.push(desk.job("/", "").await);
-    assert_eq!(desk.positions(&waiting).await, [1, 2, 3]);
+    // Without a body there is a head to keep.
+    is_refused(&desk.post("/", "").await, "max_buffered_bytes");
+    assert_eq!(desk.positions(&waiting).await, [1, 2]);
     // What is read, or has left, is not buffered any more.
     desk.finish(&first, first_call).await;
     let _second = desk.called(&body).await;
     let also = desk.job("/", body.clone()).await;
     is_refused(&desk.post("/", "one more").await, "max_buffered_bytes");
     assert_eq!(desk.client.delete(&desk.server, &also).await.status, 200);
-    desk.stand(&waiting[1..], &[1, 2]).await;
-    desk.is_queue_of(2).await;
+    desk.stand(&waiting[1..], &[1]).await;
+    desk.is_queue_of(1).await;
     assert_eq!(desk.post("/", "one more").await.status, 202);
+}
+
+#[tokio::test]
+async fn heads_that_wait_count_with_the_bodies() {
+    let limits = builder().max_buffered_bytes(10_000);
+    let mut desk = Desk::with(limits, |offload| [("/", offload.layer(queued(1, 10)))]).await;
+    let (first, first_call) = desk.running("/", "first").await;
+    let cookie = "x".repeat(4000);
+    let post = || {
+        let request = desk.server.request("POST", "/").header("cookie", &cookie);
+        desk.client.send(request, "")
+    };
+    // Some 4,500 each: the third goes over the bound, and is the last.
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        waiting.push(post().await.location().to_owned());
+    }
+    is_refused(&post().await, "max_buffered_bytes");
+    // One that has left the queue does not count any more; nor does one whose handler has begun.
+    assert_eq!(desk.client.delete(&desk.server, &waiting[2]).await.status, 200);
+    desk.is_queue_of(2).await;
+    assert_eq!(post().await.status, 202);
+    is_refused(&post().await, "max_buffered_bytes");
+    desk.finish(&first, first_call).await;
+    let _second = desk.called("").await;
+    assert_eq!(desk.post("/", "").await.status, 202);
 }
 
 impl Desk {

@@ -19,16 +19,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{Request, Response, uri::PathAndQuery};
+use http::{Request, Response, Version, uri::PathAndQuery};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tower_service::Service;
 use tracing::Span;
 
 use super::{
-    answer::{plain, refused},
+    answer::{body_timed_out, plain, refused},
     layer::Route,
-    whole::Whole,
+    whole::{Counted, Whole},
 };
 use crate::{
     body::{RequestBody, ResponseBody, StatusBody},
@@ -105,17 +105,27 @@ impl Deferred {
             }
         }
         let (head, body) = request.into_parts();
-        let whole = match Whole::of(body, &self.route.state).await {
-            Ok(whole) => whole,
-            Err(problem) => return plain(self.unread(problem)),
+        let state = &self.route.state;
+        // Before its body, so that a request that finds no room is not read.
+        let taken_in = match Counted::head(&head, state) {
+            Ok(counted) => Whole::of(body, state).await.map(|whole| (counted, whole)),
+            Err(problem) => Err(problem),
+        };
+        let (counted, whole) = match taken_in {
+            Ok(taken_in) => taken_in,
+            Err(problem) => return plain(self.unread(problem, head.version)),
         };
         let claim = self.claim(&head.method, &whole);
         // The insertion tells whether the key is another job's, so the store is asked once.
         let made = match self.route.policy.attempts() {
-            Some(attempts) => self.enqueue(head, whole.data(), claim.clone(), attempts).await,
+            Some(attempts) => {
+                let enqueued = self.enqueue(head, whole.data(), claim.clone(), attempts).await;
+                drop((whole, counted));
+                enqueued
+            }
             None => {
                 let request = Request::from_parts(head, whole.into_body::<ReqB>());
-                self.launch(service, request, claim.clone()).await
+                self.launch(service, request, counted, claim.clone()).await
             }
         };
         match made {
@@ -141,7 +151,10 @@ impl Deferred {
     }
 
     /// The answer to a request whose body is not to be had.
-    fn unread(&self, problem: Problem) -> Response<bytes::Bytes> {
+    fn unread(&self, problem: Problem, version: Version) -> Response<bytes::Bytes> {
+        if problem == Problem::BODY_TIMEOUT {
+            return body_timed_out(version <= Version::HTTP_11);
+        }
         let full = problem == Problem::FULL.with_limit("max_buffered_bytes");
         if full {
             self.lane().refuse();
@@ -164,6 +177,7 @@ impl Deferred {
         &self,
         service: S,
         request: Request<ReqB>,
+        counted: Counted,
         claim: Option<Claim>,
     ) -> Result<Record, Refusal>
     where
@@ -177,7 +191,7 @@ impl Deferred {
         let is_keyed = claim.is_some();
         let record = self.record(&admission, claim).map_err(Refusal::Store)?;
         let work = Work {
-            future: turn(service, request),
+            future: turn(service, request, Some(counted)),
             asked: Asked::default(),
             target: self.target.clone(),
             span: self.span.clone(),
@@ -310,11 +324,16 @@ fn cut_off(error: BoxError) -> Refusal {
     Refusal::Store(error)
 }
 
-/// The handler, once it is its turn.
-pub(super) async fn turn<S, R>(mut service: S, request: R) -> Result<S::Response, S::Error>
+/// The handler, once it is its turn. Until then the request's head counts as buffered.
+pub(super) async fn turn<S, R>(
+    mut service: S,
+    request: R,
+    counted: Option<Counted>,
+) -> Result<S::Response, S::Error>
 where
     S: Service<R>,
 {
     poll_fn(|cx| service.poll_ready(cx)).await?;
+    drop(counted);
     service.call(request).await
 }

@@ -183,5 +183,5 @@ fn begin<S, ReqB, ResB>(
     let request = Request::from_parts(head, Whole::kept(body, &state).into_body::<ReqB>());
     let target = target_of(&request);
     let span = Span::current();
-    Work { future: turn(service, request), asked, target, span, run_time }.spawn(registered);
+    Work { future: turn(service, request, None), asked, target, span, run_time }.spawn(registered);
 }

@@ -1,6 +1,7 @@
-//! A request's body, taken in whole before its handler begins.
+//! A request that is taken in whole before its handler begins, within its time.
 
 use std::{
+    future::poll_fn,
     marker::PhantomData,
     pin::Pin,
     sync::Arc,
@@ -8,11 +9,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, request::Parts};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 
-use crate::{body::RequestBody, run::State, wire::Problem};
+use super::body_timer::BodyTimer;
+use crate::{
+    body::RequestBody,
+    run::{BodyBytes, State},
+    wire::Problem,
+};
 
 /// A body that is there. Its bytes count as buffered until its reader has them, or drops it.
 #[derive(Debug)]
@@ -22,14 +27,24 @@ pub(super) struct Whole {
     counted: Counted,
 }
 
-/// Bytes that count as buffered.
+/// Bytes that count as buffered, until this is dropped.
 #[derive(Debug)]
-struct Counted {
+pub(super) struct Counted {
     state: Arc<State>,
     bytes: usize,
 }
 
 impl Counted {
+    /// Those of a head, where there is room for more.
+    pub(super) fn head(head: &Parts, state: &Arc<State>) -> Result<Self, Problem> {
+        if !state.body_bytes.has_room() {
+            return Err(Problem::FULL.with_limit("max_buffered_bytes"));
+        }
+        let mut counted = Self { state: Arc::clone(state), bytes: 0 };
+        counted.add(BodyBytes::of_head(head));
+        Ok(counted)
+    }
+
     fn add(&mut self, bytes: usize) {
         self.bytes += bytes;
         self.state.body_bytes.add(bytes);
@@ -43,8 +58,8 @@ impl Drop for Counted {
 }
 
 impl Whole {
-    /// Takes in this body. What is known to be too large is not begun: for hyper, reading means to
-    /// send `100 Continue`.
+    /// Takes in this body, within its time. What is known to be too large is not begun: for hyper,
+    /// reading means to send `100 Continue`.
     pub(super) async fn of<B: RequestBody>(
         mut body: B,
         state: &Arc<State>,
@@ -57,8 +72,8 @@ impl Whole {
         if !fits(0, body.size_hint().lower()) {
             return Err(Problem::BODY_TOO_LARGE.with_limit("max_body_bytes"));
         }
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Problem::BODY_BROKEN)?;
+        let mut timer = BodyTimer::new(state, Some(state.limits.body_timeout));
+        while let Some(frame) = next(&mut body, &mut timer, data.len()).await? {
             match frame.into_data() {
                 Ok(more) => {
                     if !fits(data.len(), more.len() as u64) {
@@ -70,7 +85,10 @@ impl Whole {
                     counted.add(more.len());
                     data.extend_from_slice(&more);
                 }
-                Err(frame) => trailers = frame.into_trailers().ok(),
+                Err(frame) => {
+                    trailers = frame.into_trailers().ok();
+                    counted.add(trailers.as_ref().map_or(0, BodyBytes::of_fields));
+                }
             }
         }
         Ok(Self { data: data.into(), trailers, counted })
@@ -91,6 +109,19 @@ impl Whole {
     pub(super) fn into_body<B: RequestBody>(self) -> B {
         B::from_watched(Unread { whole: self, error: PhantomData })
     }
+}
+
+/// The next frame, if it comes in time; so many bytes have come before it.
+async fn next<B: RequestBody>(
+    body: &mut B,
+    timer: &mut BodyTimer,
+    arrived: usize,
+) -> Result<Option<Frame<Bytes>>, Problem> {
+    poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
+        Poll::Ready(frame) => Poll::Ready(frame.transpose().map_err(|_| Problem::BODY_BROKEN)),
+        Poll::Pending => timer.poll(Some(arrived as u64), cx).map(|_| Err(Problem::BODY_TIMEOUT)),
+    })
+    .await
 }
 
 /// The body as the handler reads it.
