@@ -118,6 +118,10 @@ enum Flaw {
     ReadsThenTakes,
     MissesArrivals,
     ArrivesAlways,
+    CountsNoneThatWait,
+    CountsWaitingOfAnyPolicy,
+    CountsWhatRuns,
+    CountsWhatWasCanceled,
 }
 
 macro_rules! failing {
@@ -190,6 +194,10 @@ mod a_flaw_is_found {
         ReadsThenTakes in of_racing_takers_one_has_each_job;
         MissesArrivals in an_arrival_is_seen_and_none_is_made_up;
         ArrivesAlways in an_arrival_is_seen_and_none_is_made_up;
+        CountsNoneThatWait in what_waits_is_counted;
+        CountsWaitingOfAnyPolicy in what_waits_is_counted;
+        CountsWhatRuns in what_waits_is_counted;
+        CountsWhatWasCanceled in what_waits_is_counted;
     }
 }
 
@@ -625,6 +633,25 @@ impl Store for Plain {
 
     fn take(&self, policy: Arc<str>) -> StoreFuture<Option<(Record, Bytes)>> {
         self.call(move |inner| async move { inner.take(&policy).await })
+    }
+
+    fn queued(&self, policy: Option<Arc<str>>) -> StoreFuture<usize> {
+        self.call(move |inner| async move {
+            let requests = inner.requests.lock().unwrap().clone();
+            let waits = |(id, _): &&(JobId, Bytes)| {
+                let Some(Job { record, .. }) = inner.get(*id) else { return false };
+                let counts = match record.status() {
+                    Status::Queued => true,
+                    Status::Running => inner.has(Flaw::CountsWhatRuns),
+                    Status::Canceled => inner.has(Flaw::CountsWhatWasCanceled),
+                    _ => false,
+                };
+                let is_of = policy.is_none() || record.policy() == policy.as_ref();
+                counts && (is_of || inner.has(Flaw::CountsWaitingOfAnyPolicy))
+            };
+            let waiting = requests.iter().filter(waits).count();
+            Ok(if inner.has(Flaw::CountsNoneThatWait) { 0 } else { waiting })
+        })
     }
 
     fn arrival(&self, policy: Arc<str>) -> StoreFuture<()> {

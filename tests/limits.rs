@@ -1,6 +1,8 @@
 //! Each limit at its bound: what still fits, what no longer does, what the client is told of it, and
 //! that a setting that cannot work is refused by its name.
 
+#[path = "support/durable.rs"]
+mod durable;
 mod support;
 
 use std::{
@@ -12,8 +14,9 @@ use std::{
 
 use axum::{Router, body::Body, extract::Request, response::Response, routing::any};
 use bytes::Bytes;
+use durable::DurableStore;
 use futures_util::{StreamExt, future, poll, stream};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use support::{
@@ -21,10 +24,14 @@ use support::{
     gated::{Call, Calls, Gated, gated},
     soon,
 };
-use tokio::{sync::oneshot, time::Instant};
-use tower::{Service, ServiceExt};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::Instant,
+};
+use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use tower_offload::{
-    ErrorKind, MemoryStore, Offload, OffloadBuilder, Outcome, Policy, StatusService,
+    ErrorKind, MemoryStore, Offload, OffloadBuilder, Outcome, Policies, Policy, StatusService,
 };
 
 // ------------------------------------------------------------------------------ a server to ask
@@ -51,6 +58,7 @@ fn app(offload: &Offload) -> (Router, Calls) {
         .route("/always", route(Policy::always()))
         .route("/after", route(Policy::after(Duration::from_secs(3600))))
         .route("/budget", route(Policy::after(Duration::from_millis(10))))
+        .route("/queue", route(Policy::always().concurrency(1).queue(100)))
         .route("/lazy", lazy.layer(offload.layer(Policy::after(Duration::from_secs(3600)))))
         .nest_service("/jobs", offload.status());
     (app, calls)
@@ -524,6 +532,267 @@ async fn max_buffered_bytes() {
     }
 }
 
+// -------------------------------------------------------------------- bodies that do not arrive
+
+const MIB: usize = 1 << 20;
+
+/// The test's side of a body that arrives as the test says, and the body.
+fn slow_body() -> (mpsc::Sender<Bytes>, Body) {
+    let (sender, receiver) = mpsc::channel::<Bytes>(1);
+    let frames = stream::unfold(receiver, async |mut receiver| {
+        let frame = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(frame), receiver))
+    });
+    (sender, Body::from_stream(frames))
+}
+
+/// A route without a server, for the paused clock.
+struct Route {
+    service: BoxCloneSyncService<Request, Response, Infallible>,
+    calls: Calls,
+}
+
+impl Route {
+    fn new(offload: &Offload, policies: impl Into<Policies>) -> Self {
+        let (gated, calls) = gated();
+        let service = offload.layer(policies).layer(Router::new().fallback_service(gated.route()));
+        Self { service: BoxCloneSyncService::new(service), calls }
+    }
+
+    fn send(&self, path: &str, version: Version, body: Body) -> JoinHandle<Response> {
+        let request = Request::post(path).version(version).body(body).unwrap();
+        let service = self.service.clone();
+        tokio::spawn(async move { service.oneshot(request).await.unwrap() })
+    }
+
+    async fn post(&self, path: &str) -> (u16, serde_json::Value) {
+        let answer = self.send(path, Version::HTTP_11, Body::empty()).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stalled_uploads_hold_the_buffer_for_a_minute_only() {
+    let route = Route::new(&Offload::new("/jobs"), Policy::always().queue(100));
+    let begun = Instant::now();
+    let two_mib = Bytes::from(vec![0; 2 * MIB]);
+    let mut stalled = Vec::new();
+    for _ in 0..64 {
+        let (sender, body) = slow_body();
+        let sent = route.send("/", Version::HTTP_11, body);
+        sender.send(two_mib.clone()).await.unwrap();
+        stalled.push((sender, sent));
+    }
+    // All of them have come when the first is read to its end.
+    while route.post("/").await.0 == 202 {}
+    let (status, problem) = route.post("/").await;
+    assert_eq!((status, &problem["limit"]), (503, &"max_buffered_bytes".into()));
+    for (_sender, sent) in stalled {
+        let answer = sent.await.unwrap();
+        assert_eq!((answer.status().as_u16(), begun.elapsed().as_secs()), (408, 60));
+        assert_eq!(answer.headers()["connection"], "close");
+    }
+    assert_eq!(route.post("/").await.0, 202);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_trickles_is_given_up_after_five_minutes() {
+    let route = Route::new(&Offload::new("/jobs"), Policy::always().queue(100));
+    for (bytes, status, after) in [(9, 202, 270), (100, 408, 300)] {
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let begun = Instant::now();
+            let (sender, body) = slow_body();
+            let sent = route.send("/", version, body);
+            for _ in 0..bytes {
+                tokio::time::sleep(Duration::from_secs(30)).await;
+                if sender.send(Bytes::from_static(b"x")).await.is_err() {
+                    break;
+                }
+            }
+            drop(sender);
+            let answer = soon("an answer", sent).await.unwrap();
+            assert_eq!(answer.status(), status);
+            let took = begun.elapsed().as_secs();
+            assert!((after..after + 31).contains(&took), "{status} after {took} s");
+            let closes = answer.headers().contains_key("connection");
+            assert_eq!(closes, status == 408 && version == Version::HTTP_11, "{version:?}");
+        }
+    }
+}
+
+/// A request that is attached while its body arrives is left alone, and so is a handler of an
+/// `always` route that does not read: the client waits for it, not the other way round.
+#[tokio::test(start_paused = true)]
+async fn whoever_does_not_wait_for_a_body_gives_up_no_request() {
+    let offload = Offload::builder("/jobs").max_body_bytes(4).build().unwrap();
+    let mut route = Route::new(&offload, Policy::after(Duration::from_secs(1)));
+    let (sender, body) = slow_body();
+    let sent = route.send("/", Version::HTTP_11, body);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    sender.send(Bytes::from_static(b"body")).await.unwrap();
+    drop(sender);
+    route.calls.next().await.answer("own");
+    assert_eq!(soon("an answer", sent).await.unwrap().status(), 200);
+
+    let (read, told) = oneshot::channel::<()>();
+    let told = std::sync::Arc::new(tokio::sync::Mutex::new(Some(told)));
+    let lazy = any(move |request: Request| {
+        let told = std::sync::Arc::clone(&told);
+        async move {
+            if let Some(told) = told.lock().await.take() {
+                let _ = told.await;
+            }
+            request.into_body().collect().await.unwrap().to_bytes()
+        }
+    });
+    let layer = offload.layer(Policy::always());
+    let service = BoxCloneSyncService::new(layer.layer(Router::new().fallback_service(lazy)));
+    let lazy = Route { service, calls: route.calls };
+    let (sender, body) = slow_body();
+    let sent = lazy.send("/", Version::HTTP_11, body);
+    // More than the buffer takes: it is the handler's to read.
+    sender.send(Bytes::from_static(b"a long body")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(!sent.is_finished());
+    read.send(()).unwrap();
+    drop(sender);
+    assert_eq!(soon("the 202", sent).await.unwrap().status(), 202);
+}
+
+#[tokio::test]
+async fn a_client_that_stalls_is_answered_408_and_its_connection_closed() {
+    let mut desk = Desk::new(builder().body_idle_timeout(Duration::from_millis(100))).await;
+    for path in ["/queue", "/always"] {
+        let mut stalled = desk.server.connect().await;
+        let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf");
+        stalled.write(head).await;
+        let (head, body) = soon("the 408", stalled.read_response()).await;
+        assert!(head.starts_with("http/1.1 408"), "{path}: {head}");
+        assert!(head.contains("\r\nconnection: close\r\n"), "{path}: {head}");
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem["type"], "urn:tower-offload:problem:body-timeout");
+        assert!(soon("its end", stalled.read_to_end()).await.is_empty());
+    }
+    assert!(desk.calls.is_empty());
+    assert_eq!(desk.offload.stats().await.unwrap().total().running, 0);
+}
+
+// ------------------------------------------------------------------------- durable jobs that wait
+
+/// Two durable routes, of which one lets three wait, and both together five.
+fn durable_routes(store: &DurableStore) -> Route {
+    let offload = Offload::builder("/jobs").max_queued(5).store(store.clone());
+    let offload = offload.owner(|_| Some("ann".into())).build().unwrap();
+    let durable = |name: &'static str| Policy::always().durable().name(name);
+    let policies = Policies::otherwise(Policy::never())
+        .at("/a", durable("a").max_queued(3).idempotent())
+        .at("/b", durable("b"));
+    Route::new(&offload, policies)
+}
+
+fn is_full(refused: (u16, serde_json::Value)) {
+    let (status, problem) = refused;
+    assert_eq!((status, &problem["limit"]), (503, &"max_queued".into()), "{problem}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn durable_jobs_that_wait_are_bounded_by_policy_and_in_all() {
+    let store = DurableStore::new();
+    let route = durable_routes(&store);
+    for _ in 0..3 {
+        assert_eq!(route.post("/a").await.0, 202);
+    }
+    is_full(route.post("/a").await);
+    for _ in 0..2 {
+        assert_eq!(route.post("/b").await.0, 202);
+    }
+    is_full(route.post("/b").await);
+    assert_eq!(store.waiting(), 5);
+    // One that was taken makes room, as soon as the store is asked again.
+    store.pop();
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert_eq!(route.post("/a").await.0, 202);
+    is_full(route.post("/a").await);
+    is_full(route.post("/b").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_durable_jobs_of_other_processes_count_after_a_second() {
+    let store = DurableStore::new();
+    let route = durable_routes(&store);
+    assert_eq!(route.post("/a").await.0, 202);
+    store.push("a");
+    store.push("a");
+    // The last count is good for a second, so that accepting costs no more calls.
+    assert_eq!(route.post("/a").await.0, 202);
+    assert_eq!(store.counted(), 2, "of the policy and of all");
+    tokio::time::advance(Duration::from_millis(1001)).await;
+    is_full(route.post("/a").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusing_asks_the_store_every_100_ms_at_most() {
+    let store = DurableStore::new();
+    let route = durable_routes(&store);
+    for _ in 0..3 {
+        assert_eq!(route.post("/a").await.0, 202);
+    }
+    let before = store.counted();
+    for _ in 0..1000 {
+        tokio::time::advance(Duration::from_millis(1)).await;
+        is_full(route.post("/a").await);
+    }
+    let counted = store.counted() - before;
+    assert!((9..=11).contains(&counted), "asked {counted} times in a second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn durable_jobs_that_come_at_once_do_not_go_over_the_limit() {
+    let store = DurableStore::new();
+    let route = durable_routes(&store);
+    let sent: Vec<_> = (0..50).map(|_| route.send("/a", Version::HTTP_11, Body::empty())).collect();
+    let answers = future::join_all(sent).await;
+    let accepted = answers.iter().filter(|answer| answer.as_ref().unwrap().status() == 202);
+    assert_eq!((accepted.count(), store.waiting()), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_durable_job_with_a_known_key_is_found_at_the_limit() {
+    let store = DurableStore::new();
+    let route = durable_routes(&store);
+    let keyed = async || {
+        let request = Request::post("/a").header("idempotency-key", "k").body(Body::empty());
+        let answer = route.service.clone().oneshot(request.unwrap()).await.unwrap();
+        (answer.status(), answer.headers().get("location").cloned())
+    };
+    let first = keyed().await;
+    assert_eq!(first.0, 202);
+    while route.post("/a").await.0 == 202 {}
+    assert_eq!(keyed().await, first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_count_accepts_no_durable_job() {
+    let store = DurableStore::new();
+    let route = durable_routes(&store);
+    store.set_away(true);
+    let (status, problem) = route.post("/a").await;
+    assert_eq!((status, &problem["limit"]), (503, &serde_json::Value::Null));
+    assert_eq!(problem["type"], "urn:tower-offload:problem:store-unavailable");
+    store.set_away(false);
+    assert_eq!(route.post("/a").await.0, 202);
+}
+
+#[test]
+fn max_queued_is_for_durable_policies() {
+    let offload = Offload::new("/jobs");
+    let error = offload.try_layer(Policy::always().max_queued(1)).unwrap_err();
+    assert!(error.to_string().contains("Policy::max_queued"), "{error}");
+    assert!(std::panic::catch_unwind(|| Policy::always().durable().max_queued(0)).is_err());
+}
+
 // ------------------------------------------------------------------------------------ shutdown
 
 #[tokio::test]
@@ -563,6 +832,9 @@ fn settings_that_cannot_work_are_refused_by_name() {
         (builder().max_stored_bytes(0), "max_stored_bytes"),
         (builder().max_run_time(NO_TIME), "max_run_time"),
         (builder().ttl(NO_TIME), "ttl"),
+        (builder().body_idle_timeout(NO_TIME), "body_idle_timeout"),
+        (builder().body_timeout(NO_TIME), "body_timeout"),
+        (builder().max_queued(0), "max_queued"),
         // Room for not even one job.
         (builder().max_outcome_bytes(1000).max_stored_bytes(999 + JOB_BYTES), "max_stored_bytes"),
         (builder().max_outcome_bytes(usize::MAX), "max_outcome_bytes"),

@@ -232,7 +232,9 @@ impl OffloadBuilder {
         self
     }
 
-    /// How many bytes of all requests' bodies are buffered at once. Default: 128 MiB, 64 of the
+    /// How many bytes of all requests are buffered at once: of bodies, and where a request waits as a
+    /// job of its head too, by an estimate (method, URI, the names and values of its headers, and some
+    /// hundred bytes for each of these that they take in memory). Default: 128 MiB, 64 bodies of the
     /// largest.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
         self.limits.max_buffered_bytes = bytes;
@@ -256,6 +258,15 @@ impl OffloadBuilder {
     /// arrive at 7 KB a second.
     pub fn body_timeout(mut self, time: Duration) -> Self {
         self.limits.body_timeout = time;
+        self
+    }
+
+    /// How many [durable](crate::Policy::durable) jobs may wait in the store, of all routes and
+    /// processes together; [`Policy::max_queued`](crate::Policy::max_queued) says less for a route,
+    /// and how exact this is. Default: 100,000; with 10 KiB for each request they are 1 GiB of the
+    /// store, as much as `max_stored_bytes` gives the one in memory.
+    pub fn max_queued(mut self, jobs: usize) -> Self {
+        self.limits.max_queued = jobs;
         self
     }
 

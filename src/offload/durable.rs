@@ -19,6 +19,7 @@ use tracing::Span;
 
 use super::{
     deferred::{Deferred, runtime, turn},
+    layer::Route,
     watch::target_of,
     whole::Whole,
 };
@@ -28,7 +29,7 @@ use crate::{
     job::{
         Asked, Change, Claim, End, Failure, JobId, Record, request_from_bytes, request_to_bytes,
     },
-    run::{Backoff, Durable, Place, Refusal, Registered, State, Work, kept, undo},
+    run::{Backoff, Durable, Place, Refusal, Registered, Reserved, State, Work, kept, undo},
 };
 
 /// In a request that is run from the store, by the desk with this identity: its layer lets it through,
@@ -55,6 +56,7 @@ impl Deferred {
     ) -> Result<Record, Refusal> {
         self.look_in()?;
         let state = Arc::clone(&self.route.state);
+        let reserved = self.reserve().await?;
         let record = self.new_record(Record::queued, claim).map_err(Refusal::Store)?;
         let record = record.with_attempts(attempts);
         state.seal(&mut head.headers);
@@ -67,12 +69,27 @@ impl Deferred {
             let outcome_bytes = state.limits.max_outcome_bytes;
             let enqueued = kept(state.store.enqueue(record.clone(), request, outcome_bytes).await);
             match enqueued {
+                Ok(()) | Err(Refusal::Store(_)) => {
+                    reserved.into_iter().for_each(Reserved::enqueued)
+                }
+                Err(_) => {}
+            }
+            match enqueued {
                 Err(Refusal::Store(_)) => drop(undone),
                 _ => undone.disarm(),
             }
             enqueued.map(|()| record)
         };
         self.carried_on(is_keyed, enqueued).await
+    }
+}
+
+impl Deferred {
+    /// Room among the durable jobs that wait: those of the route, and all.
+    async fn reserve(&self) -> Result<[Reserved; 2], Refusal> {
+        let Route { state, backlog, .. } = &*self.route;
+        let own = backlog.reserve(&*state.store).await?;
+        Ok([own, state.backlog.reserve(&*state.store).await?])
     }
 }
 

@@ -8,7 +8,7 @@ use tower_layer::Layer;
 use super::{Boxed, OffloadService, stage::Stage};
 use crate::{
     policy::{Head, Keys, Policies, Policy, Start},
-    run::{Lane, State},
+    run::{Backlog, Lane, State},
 };
 
 /// Puts an [`OffloadService`] around a service. Made by [`Offload::layer`](crate::Offload::layer).
@@ -36,6 +36,8 @@ pub(super) struct Route {
     pub(super) policy: Policy,
     /// The share of the places that the policy has.
     pub(super) lane: Arc<Lane>,
+    /// Its durable jobs that wait.
+    pub(super) backlog: Arc<Backlog>,
     usual: Usual,
 }
 
@@ -121,7 +123,9 @@ impl OffloadLayer {
         let route = |policy: &Policy| {
             let (state, usual) = (Arc::clone(&state), Usual::of(policy, &state));
             let lane = lane(&state, policy);
-            let route = Route { state, policy: policy.clone(), lane, usual };
+            let name = Some(Arc::clone(lane.name()));
+            let backlog = Backlog::new(name, policy.max_waiting_in_store());
+            let route = Route { state, policy: policy.clone(), lane, backlog, usual };
             if policy.attempts().is_some() {
                 route.state.durables.add(&route.lane, route.run_time());
             }

@@ -3,6 +3,9 @@
 use super::Policy;
 use crate::error::Error;
 
+/// A tenth of what may wait in all (`run/limits.rs`).
+const MAX_QUEUED: usize = 10_000;
+
 impl Policy {
     /// Keeps the request itself in the store before the 202, so that the job outlives its process: any
     /// process that [serves durable jobs](crate::Offload::serve_durable) takes it, and when that one
@@ -39,10 +42,34 @@ impl Policy {
         self
     }
 
+    /// How many jobs of a [durable](Self::durable) route may wait in the store, those of all processes
+    /// together. Past that a request is answered 503 with a problem that names `max_queued`; the
+    /// builder's [`max_queued`](crate::OffloadBuilder::max_queued) bounds all routes. Default: 10,000,
+    /// a tenth of that, so that one route cannot take all the room; with 10 KiB for each request
+    /// they are 100 MiB of the store.
+    ///
+    /// Each process goes by the store's count, which is a second old at most, and what it has
+    /// enqueued since; at the limit it counts again before it refuses. So one process is exact, and
+    /// several go over the limit by what they accept within a second.
+    ///
+    /// # Panics
+    /// If `jobs` is zero.
+    #[must_use]
+    pub fn max_queued(mut self, jobs: usize) -> Self {
+        assert!(jobs > 0, "tower-offload: a max_queued of zero: use Policy::never()");
+        self.max_queued = Some(jobs);
+        self
+    }
+
     /// Whether this can work, beside all else.
     pub(crate) fn check_durable(&self, in_table: bool, keeps_requests: bool) -> Result<(), Error> {
         Err(Error::config(if self.attempts.is_none() {
-            return Ok(());
+            match self.max_queued {
+                None => return Ok(()),
+                Some(_) => {
+                    "Policy::max_queued is for Policy::durable(): Policy::queue is for others"
+                }
+            }
         } else if !self.is_always() {
             "Policy::durable is for Policy::always()"
         } else if !in_table {
@@ -56,6 +83,11 @@ impl Policy {
         } else {
             return Ok(());
         }))
+    }
+
+    /// How many of its durable jobs may wait.
+    pub(crate) fn max_waiting_in_store(&self) -> usize {
+        self.max_queued.unwrap_or(MAX_QUEUED)
     }
 
     /// How often a durable job may be begun; `None` where the policy is not durable.

@@ -37,6 +37,8 @@ pub struct Policy {
     keys: Keys,
     /// How often a durable job may be begun.
     attempts: Option<u16>,
+    /// How many durable jobs may wait.
+    max_queued: Option<usize>,
     /// It was given a name by whoever made it.
     is_named: bool,
 }
@@ -101,6 +103,7 @@ impl Policy {
             finish_on_disconnect: false,
             keys: Keys::Ignored,
             attempts: None,
+            max_queued: None,
             is_named: false,
         }
     }

@@ -29,6 +29,9 @@ pub(crate) struct Limits {
     pub(crate) body_idle_timeout: Duration,
     /// 5 minutes: `max_body_bytes` at 7 KB a second.
     pub(crate) body_timeout: Duration,
+    /// 100,000: with 10 KiB for each request 1 GiB of the store, as much as `max_stored_bytes` gives
+    /// the one in memory.
+    pub(crate) max_queued: usize,
     /// 4 MiB: above nearly every answer of an API; what is larger belongs into object storage, with
     /// a link in the answer.
     pub(crate) max_outcome_bytes: usize,
@@ -53,6 +56,7 @@ impl Default for Limits {
             max_buffered_bytes: 128 << 20,
             body_idle_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(300),
+            max_queued: 100_000,
             max_outcome_bytes: 4 << 20,
             max_run_time: Duration::from_secs(3600),
             progress_interval: Duration::from_millis(100),
@@ -70,6 +74,7 @@ impl Limits {
             (self.max_waiters, "max_waiters"),
             (self.max_body_bytes, "max_body_bytes"),
             (self.max_buffered_bytes, "max_buffered_bytes"),
+            (self.max_queued, "max_queued"),
             (self.max_outcome_bytes, "max_outcome_bytes"),
         ];
         let times = [

@@ -4,6 +4,7 @@
 //! calls back up: what must be told upward goes through the store.
 
 mod account;
+mod backlog;
 mod beside;
 mod bytes;
 mod collect;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use account::{Account, stats};
 pub use account::{PolicyStats, Stats};
+pub(crate) use backlog::{Backlog, Reserved};
 pub(crate) use bytes::BodyBytes;
 pub use drain::{Drain, Drained};
 pub(crate) use durable::{Durable, Durables, Restore, Seal};
@@ -68,6 +70,8 @@ pub(crate) struct State {
     pub(crate) body_bytes: BodyBytes,
     /// The durable routes.
     pub(crate) durables: Durables,
+    /// The durable jobs that wait, of all policies.
+    pub(crate) backlog: Arc<Backlog>,
     seal: Option<Arc<Seal>>,
     pub(crate) restore: Option<Arc<Restore>>,
     /// Canceled when a drain has come to its end.
@@ -89,6 +93,7 @@ impl State {
             body_bytes: BodyBytes::new(limits.max_buffered_bytes),
             drained: CancellationToken::new(),
             durables: Durables::default(),
+            backlog: Backlog::new(None, limits.max_queued),
             seal: None,
             restore: None,
             owner_of,

@@ -135,6 +135,18 @@ pub trait Store: Send + Sync + 'static {
         StoreFuture::ready(Err(no_requests()))
     }
 
+    /// How many jobs [enqueued](Store::enqueue) here have not been [taken](Store::take), or were queued
+    /// again since: those of this policy, or of all for `None`. Those that are not due yet count.
+    /// Jobs that ended, or were taken back, do not.
+    ///
+    /// It is asked once a second for each durable policy while its jobs are accepted, and up to ten
+    /// times a second while they are refused for their number; so it should cost no more than a
+    /// read of a record.
+    fn queued(&self, policy: Option<Arc<str>>) -> StoreFuture<usize> {
+        let _ = policy;
+        StoreFuture::ready(Err(no_requests()))
+    }
+
     /// Resolves once there may be a job of this policy to [take](Store::take): at once where one is
     /// known to be due, also one that was queued before this call, and otherwise at most a second
     /// after one has become due, in whichever process it was queued.

@@ -4,13 +4,16 @@
 use std::{
     collections::VecDeque,
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tower_offload::{
-    Change, Digest, JobId, MemoryStore, Record, Store,
+    Change, Digest, Error, ErrorKind, JobId, MemoryStore, Record, Store,
     store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage},
 };
 
@@ -24,6 +27,9 @@ pub struct DurableStore {
 struct Shared {
     waiting: Mutex<VecDeque<(JobId, Arc<str>, Bytes)>>,
     arrived: Notify,
+    /// How often it was asked how many wait.
+    counted: AtomicUsize,
+    is_away: AtomicBool,
 }
 
 impl DurableStore {
@@ -34,6 +40,16 @@ impl DurableStore {
     /// How many wait, of all policies.
     pub fn waiting(&self) -> usize {
         self.shared.waiting.lock().unwrap().len()
+    }
+
+    /// How often the layer has asked how many wait.
+    pub fn counted(&self) -> usize {
+        self.shared.counted.load(SeqCst)
+    }
+
+    /// Whether it fails when it is asked how many wait.
+    pub fn set_away(&self, is_away: bool) {
+        self.shared.is_away.store(is_away, SeqCst);
     }
 
     /// Takes a job out of the queue, as another process does.
@@ -114,6 +130,17 @@ impl Store for DurableStore {
                 _ => Ok(None),
             }
         })
+    }
+
+    fn queued(&self, policy: Option<Arc<str>>) -> StoreFuture<usize> {
+        self.shared.counted.fetch_add(1, SeqCst);
+        if self.shared.is_away.load(SeqCst) {
+            let error = Error::new(ErrorKind::StoreUnavailable, "the store is away");
+            return StoreFuture::ready(Err(error));
+        }
+        let waiting = self.shared.waiting.lock().unwrap();
+        let is_of = |other: &Arc<str>| policy.as_ref().is_none_or(|policy| policy == other);
+        StoreFuture::ready(Ok(waiting.iter().filter(|(_, other, _)| is_of(other)).count()))
     }
 
     fn arrival(&self, policy: Arc<str>) -> StoreFuture<()> {

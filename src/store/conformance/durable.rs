@@ -229,3 +229,41 @@ pub(super) async fn an_arrival_is_seen_and_none_is_made_up<S: Store>(check: &Che
     };
     let _: Result<(), _> = tokio::time::timeout(WINDOW, counted).await;
 }
+
+pub(super) async fn what_waits_is_counted<S: Store>(check: &Check<S>) {
+    if !check.there.keeps_requests() {
+        return;
+    }
+    let counts = async |a: usize, b: usize, when: &str| {
+        for (policy, expected) in [(Some("a"), a), (Some("b"), b), (Some("c"), 0), (None, a + b)] {
+            let queued = check.there.queued(policy.map(Arc::from));
+            let queued = check.answer("queued", queued).await;
+            let seen = format_args!("{when} {queued} jobs of {policy:?} wait, not {expected}");
+            check.that(queued == expected, seen);
+        }
+    };
+    counts(0, 0, "at first").await;
+    let records = ["a", "a", "a", "b"].map(|policy| check.durable(policy, 2));
+    for record in &records {
+        check.enqueue(record, b"request").await;
+    }
+    // What is no durable job waits in its process.
+    check.insert(&check.job(Record::queued).with_policy("a".into())).await;
+    counts(3, 1, "once enqueued").await;
+    let (taken, _) = check.taken("a").await;
+    let mut others = records[..3].iter().map(Record::id).filter(|id| *id != taken.id());
+    counts(2, 1, "once one was taken").await;
+    check.swapped().applied(taken.id(), lost()).await;
+    counts(3, 1, "once it was queued again").await;
+    let (taken, _) = check.taken("b").await;
+    check.swapped().applied(taken.id(), response(200)).await;
+    counts(3, 0, "once one has ended").await;
+    if let Some(id) = others.next() {
+        check.applied(id, Change::Cancel).await;
+        counts(2, 0, "once one was canceled").await;
+    }
+    if let Some(id) = others.next() {
+        check.take_back(id).await;
+        counts(1, 0, "once one was taken back").await;
+    }
+}

@@ -141,6 +141,7 @@ where
             a_claim_of_what_is_taken_again_is_not_taken_back
             what_was_canceled_or_taken_back_is_not_taken
             of_racing_takers_one_has_each_job
-            an_arrival_is_seen_and_none_is_made_up;
+            an_arrival_is_seen_and_none_is_made_up
+            what_waits_is_counted;
     }
 }

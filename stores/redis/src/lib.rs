@@ -34,6 +34,7 @@ mod keys;
 mod locked;
 mod node;
 mod queue;
+mod queued;
 mod replicas;
 mod scripts;
 mod store;

@@ -29,6 +29,7 @@ pub(crate) struct Scripts {
     pub(crate) enqueue: Script,
     pub(crate) take: Script,
     pub(crate) given_up: Script,
+    pub(crate) queued: Script,
 }
 
 impl Scripts {
@@ -50,6 +51,7 @@ impl Scripts {
             enqueue: script(include_str!("lua/enqueue.lua")),
             take: script(include_str!("lua/take.lua")),
             given_up: script(include_str!("lua/given_up.lua")),
+            queued: script(include_str!("lua/queued.lua")),
         }
     }
 }

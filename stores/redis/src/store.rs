@@ -168,6 +168,10 @@ impl Store for RedisStore {
         StoreFuture::new(async move { store.take_for(policy).await })
     }
 
+    fn queued(&self, policy: Option<Arc<str>>) -> StoreFuture<usize> {
+        self.call(|inner| inner.queued(policy))
+    }
+
     fn arrival(&self, policy: Arc<str>) -> StoreFuture<()> {
         self.call(|inner| async move {
             inner.arrival(&policy).await;

@@ -92,6 +92,7 @@ async fn each_call_is_one_command() {
     store.claimed(key).await.unwrap();
     store.changed(warm.id(), 0, Interest::Status).await.unwrap();
     store.take_back(warm.id()).await.unwrap();
+    store.queued(None).await.unwrap();
 
     let mut monitor = Monitor::start(&server);
     let mut sent = |what: &str, wanted: &[&str]| {
@@ -103,6 +104,8 @@ async fn each_call_is_one_command() {
     sent("the same key again", &["evalsha"]);
     store.claimed(key).await.unwrap();
     sent("a claim", &["evalsha"]);
+    store.queued(None).await.unwrap();
+    sent("how many durable jobs wait, in all partitions", &["evalsha"]);
     store.read(id).await.unwrap();
     sent("a poll", &["hgetall"]);
     store.change(id, Change::Start).await.unwrap();

@@ -1,0 +1,140 @@
+//! How many durable jobs wait in the store: a count that is a second old at most, and what this
+//! process has enqueued since.
+//!
+//! At the limit the store is asked again before a job is refused. So one process is exact, but for
+//! jobs that are being enqueued at the same moment, which may be counted twice; several together go
+//! over the limit by what the others accept within a second.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::Refusal;
+use crate::store::Store;
+
+/// How long a count is good for.
+const GOOD_FOR: Duration = Duration::from_secs(1);
+
+/// The shortest time between two counts, at the limit: refusing costs the store ten calls a second.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// The durable jobs of one policy that wait, or those of all.
+#[derive(Debug)]
+pub(crate) struct Backlog {
+    /// `None` for all.
+    policy: Option<Arc<str>>,
+    max: usize,
+    estimate: Mutex<Estimate>,
+    /// Held while the store is asked, so that it is asked by one request at a time.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Estimate {
+    /// What the store said, and when it was asked.
+    stored: usize,
+    asked: Option<Instant>,
+    /// Enqueued by this process since it began, and when the store was asked.
+    enqueued: u64,
+    enqueued_then: u64,
+    /// Being enqueued now.
+    under_way: usize,
+}
+
+impl Estimate {
+    fn waiting(&self) -> usize {
+        let since = usize::try_from(self.enqueued - self.enqueued_then).unwrap_or(usize::MAX);
+        self.stored.saturating_add(since).saturating_add(self.under_way)
+    }
+}
+
+/// What the estimate says of one job more.
+enum Look {
+    Room(Reserved),
+    Full,
+    /// It is too old to say.
+    Unknown,
+}
+
+impl Backlog {
+    pub(crate) fn new(policy: Option<Arc<str>>, max: usize) -> Arc<Self> {
+        let (estimate, asking) = Default::default();
+        Arc::new(Self { policy, max, estimate, asking })
+    }
+
+    fn estimate(&self) -> MutexGuard<'_, Estimate> {
+        // Nothing that can panic runs under the lock.
+        self.estimate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reserves room for one job more, where there is some.
+    pub(crate) async fn reserve(self: &Arc<Self>, store: &dyn Store) -> Result<Reserved, Refusal> {
+        if let Some(reserved) = self.settled()? {
+            return Ok(reserved);
+        }
+        let _one_at_a_time = self.asking.lock().await;
+        if let Some(reserved) = self.settled()? {
+            return Ok(reserved);
+        }
+        let (asked, enqueued) = (Instant::now(), self.estimate().enqueued);
+        let stored = store.queued(self.policy.clone()).await.map_err(Refusal::Store)?;
+        let mut estimate = self.estimate();
+        (estimate.stored, estimate.asked) = (stored, Some(asked));
+        estimate.enqueued_then = enqueued;
+        self.room(&mut estimate).ok_or(Refusal::Full("max_queued"))
+    }
+
+    fn settled(self: &Arc<Self>) -> Result<Option<Reserved>, Refusal> {
+        match self.look() {
+            Look::Room(reserved) => Ok(Some(reserved)),
+            Look::Full => Err(Refusal::Full("max_queued")),
+            Look::Unknown => Ok(None),
+        }
+    }
+
+    fn look(self: &Arc<Self>) -> Look {
+        let mut estimate = self.estimate();
+        let age = estimate.asked.map(|asked| asked.elapsed());
+        if age.is_none_or(|age| age > GOOD_FOR) {
+            return Look::Unknown;
+        }
+        match self.room(&mut estimate) {
+            Some(reserved) => Look::Room(reserved),
+            None if age.is_some_and(|age| age >= AGAIN) => Look::Unknown,
+            None => Look::Full,
+        }
+    }
+
+    fn room(self: &Arc<Self>, estimate: &mut Estimate) -> Option<Reserved> {
+        if estimate.waiting() >= self.max {
+            return None;
+        }
+        estimate.under_way += 1;
+        Some(Reserved { backlog: Arc::clone(self), is_enqueued: false })
+    }
+}
+
+/// Room for one job, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    backlog: Arc<Backlog>,
+    is_enqueued: bool,
+}
+
+impl Reserved {
+    /// The job is in the store, or may be.
+    pub(crate) fn enqueued(mut self) {
+        self.is_enqueued = true;
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut estimate = self.backlog.estimate();
+        estimate.under_way -= 1;
+        estimate.enqueued += u64::from(self.is_enqueued);
+    }
+}
