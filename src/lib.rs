@@ -81,13 +81,31 @@
 //!
 //! # What is never offloaded
 //!
-//! `CONNECT`, upgrades, gRPC, `HEAD` and `OPTIONS`; a `GET` with `Range` or a condition, or that
-//! accepts `text/event-stream`; anything below the status path; what an outer layer of the same
+//! `CONNECT`, upgrades (with `Connection: upgrade`; RFC 9110, section 7.8), gRPC, `HEAD` and
+//! `OPTIONS`; a `GET` with `Range` or a condition, or that accepts `text/event-stream`; anything below the status path; what an outer layer of the same
 //! [`Offload`] watches already, with no other one's layer between the two; and a request whose body
 //! is not over on the wire. hyper ties that body to its connection, and a handler that went on
 //! reading after the 202 could be fed the bytes of the next request. When the budget runs out first,
 //! the layer drains the body into a bounded buffer; over the bound the request stays attached until
 //! its handler has read it.
+//!
+//! No header that a client chooses switches off what a policy promises. A request that can't be a job
+//! for its method or headers is treated so:
+//!
+//! | the policy promises | the request |
+//! |---|---|
+//! | nothing of attached requests: [`Policy::after`], [`Policy::on_request`] | stays attached |
+//! | a bound: [`Policy::always`], with [`concurrency`](Policy::concurrency) or [`queue`](Policy::queue), or by `max_running` alone | holds a permit while it is attached; without one it is answered 503. It does not wait in the queue |
+//! | a key: [`idempotent`](Policy::idempotent), and it has a key | 400, problem `cannot-be-a-job` |
+//! | [`idempotency_required`](Policy::idempotency_required), and it has no key | 400, but for safe methods, which are as in the rows above |
+//! | durability: [`durable`](Policy::durable) | 400, problem `cannot-be-a-job`; but `OPTIONS` holds a permit |
+//!
+//! The permit is released when the response's head is there. It is not held beyond the route's
+//! run-time limit (the answer is 504 then), nor past a request body that stalls (408). A stream or a
+//! tunnel that comes after the head holds none, since a client that reads slowly would block the route:
+//! bound it in the handler. A CORS preflight holds a permit too, so put the CORS layer outside of this
+//! one. Requests that come in through an outer layer of the same [`Offload`] which watches them have
+//! what *that* one's policy promises.
 //!
 //! # Handlers that block their thread
 //!

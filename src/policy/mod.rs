@@ -125,7 +125,9 @@ impl Policy {
         Self::new(When::After(nonzero(budget, "a budget of zero: use Policy::always()")))
     }
 
-    /// Offload every request at once. Where there is no room for another job, answer 503.
+    /// Offload every request at once. Where there is no room for another job, answer 503; so also for
+    /// a request that [can't be a job](crate#what-is-never-offloaded), which holds a permit while it
+    /// is attached.
     pub fn always() -> Self {
         Self::new(When::Always)
     }
@@ -175,8 +177,13 @@ impl Policy {
     /// [queue](Self::queue), if there is one; else it stays attached, or is answered 503 where it
     /// cannot.
     ///
-    /// What is counted are jobs: a handler that has not outrun its budget is not one yet. To bound
-    /// those too, put a concurrency limit around the handler.
+    /// On an [`always`](Self::always) route a request that [can't be a
+    /// job](crate#what-is-never-offloaded) counts too while it is attached, and is answered 503 at the
+    /// limit. On other routes what is counted are jobs: a handler that has not outrun its budget is not
+    /// one yet, and at the limit it stays attached. To bound those too, put a concurrency limit around
+    /// the handler. An `always` route begins a handler while its request's body arrives; one that
+    /// works before it has read that is bounded from the body's end on, or by a [queue](Self::queue)
+    /// from its beginning.
     ///
     /// # Panics
     /// If `jobs` is zero; [`never`](Self::never) is the policy for that.
@@ -233,10 +240,10 @@ impl Policy {
     /// Otherwise a key that was used on one of them is answered with its response on the other.
     ///
     /// As with every job, the response is taken in whole before it is sent, and one larger than
-    /// `max_outcome_bytes` is answered with a problem. What is [never
-    /// offloaded](crate#what-is-never-offloaded) is passed on with its key, for the handler to look
-    /// at; that includes a request that an outer layer of the same `Offload` watches already, so make
-    /// *that* one's policy idempotent.
+    /// `max_outcome_bytes` is answered with a problem. A request with a key that [can't be a
+    /// job](crate#what-is-never-offloaded) (an upgrade, gRPC, a `GET` with `Range`) is answered 400,
+    /// since it could be done twice. One that an outer layer of the same `Offload` watches already is
+    /// passed on with its key, for the handler to look at, so make *that* one's policy idempotent.
     ///
     /// The builder must have an `owner` function, since two users may choose the same key: without
     /// one, or on a policy of `never`, [`Offload::layer`](crate::Offload::layer) panics.

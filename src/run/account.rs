@@ -71,8 +71,8 @@ impl Accounts {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PolicyStats {
-    /// Jobs that run, requests that are about to become jobs, and handlers that are finished after
-    /// their client has left.
+    /// Jobs that run, requests that are about to become jobs, requests that can't be jobs and hold a
+    /// permit while they are attached, and handlers that are finished after their client has left.
     pub running: usize,
     /// Requests that wait for their turn.
     pub queued: usize,
