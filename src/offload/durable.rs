@@ -68,11 +68,8 @@ impl Deferred {
         let enqueued = async move {
             let outcome_bytes = state.limits.max_outcome_bytes;
             let enqueued = kept(state.store.enqueue(record.clone(), request, outcome_bytes).await);
-            match enqueued {
-                Ok(()) | Err(Refusal::Store(_)) => {
-                    reserved.into_iter().for_each(Reserved::enqueued)
-                }
-                Err(_) => {}
+            if let Ok(()) | Err(Refusal::Store(_)) = enqueued {
+                reserved.into_iter().for_each(Reserved::enqueued);
             }
             match enqueued {
                 Err(Refusal::Store(_)) => drop(undone),
@@ -82,9 +79,7 @@ impl Deferred {
         };
         self.carried_on(is_keyed, enqueued).await
     }
-}
 
-impl Deferred {
     /// Room among the durable jobs that wait: those of the route, and all.
     async fn reserve(&self) -> Result<[Reserved; 2], Refusal> {
         let Route { state, backlog, .. } = &*self.route;
