@@ -5,13 +5,25 @@ use std::{sync::Arc, time::Duration};
 use redis::{
     Cmd, ErrorKind as RedisErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisFuture,
     RedisResult, Value,
-    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, SendError},
+    aio::{ConnectionLike, SendError},
     cluster::ClusterClientBuilder,
     cluster_async::ClusterConnection,
 };
 use tower_offload::{Error, ErrorKind};
 
-use crate::{RedisStore, error::failed, keys::Keys, replicas::Replicas, waiters::Waiters};
+use crate::{
+    RedisStore,
+    error::failed,
+    keys::Keys,
+    reconnect::{Limits, Reconnecting, Server},
+    replicas::Replicas,
+    waiters::Waiters,
+};
+#[cfg(feature = "simulation")]
+use crate::{
+    simulation::Connect,
+    spread::{Servers, Spread},
+};
 
 /// How to reach Redis, and what to keep in it. [`RedisStore::builder`] and
 /// [`RedisStore::cluster`] make one.
@@ -24,18 +36,12 @@ pub struct Builder {
     pub(crate) lease: Duration,
     replicas: u32,
     allow_eviction: bool,
+    #[cfg(feature = "simulation")]
+    servers: Servers,
 }
-
-/// The longest time that a lost connection is let be before it is tried again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// With a shorter one, a process would be taken for dead for a moment's pause.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
-
-/// So many calls may wait to be sent. Those beyond would wait in a queue that each has to be polled
-/// to get on in (redis, src/aio/multiplexed_connection.rs): one that is not, for a while, as in a
-/// `select`, would hold up all others.
-const QUEUE: usize = 1 << 16;
 
 /// The oldest that will do: with scripts that say what they do, and sharded channels.
 const MAJOR: u32 = 7;
@@ -50,6 +56,8 @@ impl Builder {
             lease: Duration::from_secs(10),
             replicas: 0,
             allow_eviction: false,
+            #[cfg(feature = "simulation")]
+            servers: Servers::default(),
         }
     }
 
@@ -98,6 +106,16 @@ impl Builder {
     #[must_use]
     pub fn allow_eviction(mut self) -> Self {
         self.allow_eviction = true;
+        self
+    }
+
+    /// For this project's simulation: connects through these, and spreads the partitions over them where
+    /// they are several. Of the URL, only the user, the password and the database are of use then.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn connect_through(mut self, servers: Vec<Arc<dyn Connect>>) -> Self {
+        self.servers = Servers(servers);
         self
     }
 
@@ -150,44 +168,44 @@ impl Builder {
     }
 
     async fn open(&self, waiters: &Arc<Waiters>, timeout: Duration) -> Result<Connection, Error> {
+        let limits = Limits { connect: self.timeout, response: timeout };
+        let wrong = |error| config("not the URL of a Redis").with_source(error);
+        let unreachable = failed("cannot connect to Redis");
+        if self.is_cluster {
+            return self.open_cluster(waiters, limits).await;
+        }
+        let url = self.urls.first().map_or("", String::as_str);
+        let info = url.into_connection_info().map_err(wrong)?;
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        #[cfg(feature = "simulation")]
+        if !self.servers.0.is_empty() {
+            let opened = Spread::connect(&self.servers, &settings, limits, waiters).await;
+            return opened.map(Connection::Spread).map_err(unreachable);
+        }
+        let client = redis::Client::open(info.set_redis_settings(settings)).map_err(wrong)?;
+        let opened = Reconnecting::connect(Server::Url(client), limits, Arc::clone(waiters)).await;
+        opened.map(Connection::Single).map_err(unreachable)
+    }
+
+    async fn open_cluster(
+        &self,
+        waiters: &Arc<Waiters>,
+        limits: Limits,
+    ) -> Result<Connection, Error> {
         let waiters = Arc::clone(waiters);
         let push = move |push| {
             waiters.push(&push);
             Ok::<(), SendError>(())
         };
-        let wrong = |error| config("not the URL of a Redis").with_source(error);
-        let unreachable = failed("cannot connect to Redis");
-        if self.is_cluster {
-            let client = ClusterClientBuilder::new(self.urls.iter().map(String::as_str))
-                .use_protocol(ProtocolVersion::RESP3)
-                .connection_timeout(self.timeout)
-                .response_timeout(timeout)
-                .push_sender(push)
-                .build()
-                .map_err(wrong)?;
-            let connection = client.get_async_connection().await.map_err(unreachable)?;
-            return Ok(Connection::Cluster(connection));
-        }
-        let url = self.urls.first().map_or("", String::as_str);
-        let info = url.into_connection_info().map_err(wrong)?;
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let client = redis::Client::open(info.set_redis_settings(settings)).map_err(wrong)?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(Some(timeout))
-            .set_max_delay(RETRY)
-            .set_pipeline_buffer_size(QUEUE)
-            .set_push_sender(push)
-            .set_automatic_resubscription();
-        let connecting = async {
-            // The manager would try again and again, and not tell what is wrong.
-            client.get_multiplexed_async_connection().await?;
-            ConnectionManager::new_with_config(client, config).await
-        };
-        match tokio::time::timeout(self.timeout, connecting).await {
-            Ok(manager) => Ok(Connection::Single(manager.map_err(unreachable)?)),
-            Err(_) => Err(Error::new(ErrorKind::StoreUnavailable, "Redis does not answer")),
-        }
+        let client = ClusterClientBuilder::new(self.urls.iter().map(String::as_str))
+            .use_protocol(ProtocolVersion::RESP3)
+            .connection_timeout(limits.connect)
+            .response_timeout(limits.response)
+            .push_sender(push)
+            .build()
+            .map_err(|error| config("not the URL of a Redis").with_source(error))?;
+        let connection = client.get_async_connection().await;
+        connection.map(Connection::Cluster).map_err(failed("cannot connect to Redis"))
     }
 
     async fn check(&self, connection: &mut Connection) -> Result<(), Error> {
@@ -242,8 +260,10 @@ fn texts(value: &Value, found: &mut Vec<String>) {
 /// A connection that is shared, and made again when it is lost.
 #[derive(Clone)]
 pub(crate) enum Connection {
-    Single(ConnectionManager),
+    Single(Reconnecting),
     Cluster(ClusterConnection),
+    #[cfg(feature = "simulation")]
+    Spread(Spread),
 }
 
 impl Connection {
@@ -251,6 +271,8 @@ impl Connection {
     pub(crate) fn publish(&self) -> &'static str {
         match self {
             Self::Single(_) => "PUBLISH",
+            #[cfg(feature = "simulation")]
+            Self::Spread(_) => "PUBLISH",
             // Only to the nodes of the partition's shard.
             Self::Cluster(_) => "SPUBLISH",
         }
@@ -258,7 +280,9 @@ impl Connection {
 
     pub(crate) async fn subscribe(&mut self, channels: &[String]) -> RedisResult<()> {
         match self {
-            Self::Single(manager) => manager.subscribe(channels).await,
+            Self::Single(server) => server.subscribe(channels).await,
+            #[cfg(feature = "simulation")]
+            Self::Spread(servers) => servers.subscribe(channels).await,
             Self::Cluster(cluster) => {
                 // One at a time, since each is of another slot; where one fails, the others go on.
                 let mut subscribed = Ok(());
@@ -274,7 +298,9 @@ impl Connection {
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         match self {
-            Self::Single(manager) => manager.req_packed_command(cmd),
+            Self::Single(server) => server.req_packed_command(cmd),
+            #[cfg(feature = "simulation")]
+            Self::Spread(servers) => servers.req_packed_command(cmd),
             Self::Cluster(cluster) => cluster.req_packed_command(cmd),
         }
     }
@@ -286,14 +312,18 @@ impl ConnectionLike for Connection {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         match self {
-            Self::Single(manager) => manager.req_packed_commands(pipeline, offset, count),
+            Self::Single(server) => server.req_packed_commands(pipeline, offset, count),
+            #[cfg(feature = "simulation")]
+            Self::Spread(servers) => servers.req_packed_commands(pipeline, offset, count),
             Self::Cluster(cluster) => cluster.req_packed_commands(pipeline, offset, count),
         }
     }
 
     fn get_db(&self) -> i64 {
         match self {
-            Self::Single(manager) => manager.get_db(),
+            Self::Single(server) => server.get_db(),
+            #[cfg(feature = "simulation")]
+            Self::Spread(servers) => servers.get_db(),
             Self::Cluster(cluster) => cluster.get_db(),
         }
     }

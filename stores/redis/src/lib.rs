@@ -35,8 +35,14 @@ mod locked;
 mod node;
 mod queue;
 mod queued;
+mod reconnect;
 mod replicas;
 mod scripts;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
+#[cfg(feature = "simulation")]
+mod spread;
 mod store;
 mod usage;
 mod waiters;

@@ -43,6 +43,8 @@ impl Open {
         let turns = match connection {
             Connection::Single(_) => TURNS,
             Connection::Cluster(_) => JobId::PARTITIONS.into(),
+            #[cfg(feature = "simulation")]
+            Connection::Spread(_) => JobId::PARTITIONS.into(),
         };
         let turns = (0..turns).map(|_| Turn::default()).collect();
         Self { connection, turns }

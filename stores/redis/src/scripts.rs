@@ -9,55 +9,51 @@ const COMMON: &str = include_str!("lua/common.lua");
 
 /// What a script may do is told by its first line: without it Redis would run one out of memory, and
 /// stop it in its midst (redis.io, "Scripting with Lua", "Eval scripts with metadata").
-#[derive(Debug)]
-pub(crate) struct Scripts {
-    pub(crate) insert: Script,
-    /// Applies changes that need no memory to speak of, also where there is none.
-    pub(crate) change: Script,
-    /// Applies those that bring something.
-    pub(crate) bring: Script,
-    /// Brings a piece of an outcome.
-    pub(crate) chunk: Script,
-    pub(crate) take_back: Script,
-    pub(crate) fetch: Script,
-    pub(crate) claimed: Script,
-    pub(crate) look: Script,
-    pub(crate) usage: Script,
-    pub(crate) renew: Script,
-    pub(crate) fence: Script,
-    pub(crate) reap: Script,
-    pub(crate) enqueue: Script,
-    pub(crate) take: Script,
-    pub(crate) given_up: Script,
-    pub(crate) queued: Script,
-}
-
-impl Scripts {
-    pub(crate) fn new() -> Self {
-        let change = include_str!("lua/change.lua");
-        Self {
-            insert: script(include_str!("lua/insert.lua")),
-            change: script(&format!("#!lua flags=allow-oom\n{change}")),
-            bring: script(&format!("#!lua\n{change}")),
-            chunk: script(include_str!("lua/chunk.lua")),
-            take_back: script(include_str!("lua/take_back.lua")),
-            fetch: script(include_str!("lua/fetch.lua")),
-            claimed: script(include_str!("lua/claimed.lua")),
-            look: script(include_str!("lua/look.lua")),
-            usage: script(include_str!("lua/usage.lua")),
-            renew: script(include_str!("lua/renew.lua")),
-            fence: script(include_str!("lua/fence.lua")),
-            reap: script(include_str!("lua/reap.lua")),
-            enqueue: script(include_str!("lua/enqueue.lua")),
-            take: script(include_str!("lua/take.lua")),
-            given_up: script(include_str!("lua/given_up.lua")),
-            queued: script(include_str!("lua/queued.lua")),
+macro_rules! scripts {
+    ($($(#[$meta:meta])* $name:ident: $code:expr,)*) => {
+        #[derive(Debug)]
+        pub(crate) struct Scripts {
+            $($(#[$meta])* pub(crate) $name: Script,)*
         }
-    }
+
+        impl Scripts {
+            pub(crate) fn new() -> Self {
+                Self { $($name: Script::new(&whole($code)),)* }
+            }
+        }
+
+        /// Returns each script's name and its text as it is sent.
+        #[cfg(feature = "simulation")]
+        pub fn texts() -> Vec<(&'static str, String)> {
+            vec![$((stringify!($name), whole($code)),)*]
+        }
+    };
 }
 
-/// What all have in common comes after the first line.
-fn script(code: &str) -> Script {
+scripts! {
+    insert: include_str!("lua/insert.lua"),
+    /// Applies changes that need no memory to speak of, also where there is none.
+    change: concat!("#!lua flags=allow-oom\n", include_str!("lua/change.lua")),
+    /// Applies those that bring something.
+    bring: concat!("#!lua\n", include_str!("lua/change.lua")),
+    /// Brings a piece of an outcome.
+    chunk: include_str!("lua/chunk.lua"),
+    take_back: include_str!("lua/take_back.lua"),
+    fetch: include_str!("lua/fetch.lua"),
+    claimed: include_str!("lua/claimed.lua"),
+    look: include_str!("lua/look.lua"),
+    usage: include_str!("lua/usage.lua"),
+    renew: include_str!("lua/renew.lua"),
+    fence: include_str!("lua/fence.lua"),
+    reap: include_str!("lua/reap.lua"),
+    enqueue: include_str!("lua/enqueue.lua"),
+    take: include_str!("lua/take.lua"),
+    given_up: include_str!("lua/given_up.lua"),
+    queued: include_str!("lua/queued.lua"),
+}
+
+/// The whole text of a script: what all have in common comes after the first line.
+fn whole(code: &str) -> String {
     let (first, rest) = code.split_once('\n').unwrap_or((code, ""));
-    Script::new(&format!("{first}\n{COMMON}\n{rest}"))
+    format!("{first}\n{COMMON}\n{rest}")
 }

@@ -607,3 +607,59 @@ async fn a_durable_job_with_a_key_that_was_held_up_is_not_there_after_it_was_tak
     }
     assert_eq!(open_at_last(&store, tasks).await, 0, "jobs that were taken back wait to be run");
 }
+
+/// Longer than a call may take, so that who looks meanwhile sees nothing.
+#[tokio::test]
+async fn a_change_missed_in_a_long_outage_is_seen_as_soon_as_redis_is_back() {
+    let server = Server::start(&[]);
+    let proxy = support::proxy::Proxy::start(server.port).await;
+    let prefix = fresh_prefix();
+    // A lease so long that no renewal replaces the connection.
+    let builder = |url: String| RedisStore::builder(url).prefix(&prefix).lease(LEASE * 120);
+    let near = builder(server.url()).connect().await.unwrap();
+    let far = builder(proxy.url()).timeout(Duration::from_millis(200)).connect().await.unwrap();
+    let id = inserted(&near).await;
+    let seen = near.read(id).await.unwrap().unwrap().version();
+    // Resolves at once; the script that looks is loaded then.
+    far.changed(id, seen + 1, Interest::Status).await.unwrap();
+    let waiter = tokio::spawn(far.changed(id, seen, Interest::Status));
+    // The first lets the waiter ask, the second is answered after that.
+    far.read(id).await.unwrap();
+    far.read(id).await.unwrap();
+    proxy.cut();
+    assert!(far.read(id).await.is_err());
+    near.change(id, Change::Cancel).await.unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert!(!waiter.is_finished());
+    proxy.mend();
+    // Sooner than it would look again of itself.
+    timeout(Duration::from_secs(4), waiter).await.unwrap().unwrap().unwrap();
+    assert_eq!(status(&far, id).await, Status::Canceled);
+}
+
+#[tokio::test]
+async fn a_password_refused_on_reconnecting_is_told_to_the_calls_that_wait() {
+    let server = Server::start(&[]);
+    let allow = |password: &str| {
+        let user = ["acl", "setuser", "shop", "on", "resetpass", password, "~*", "&*", "+@all"];
+        assert_eq!(server.cli(&user).trim(), "OK");
+    };
+    allow(">old");
+    let url = format!("redis://shop:old@127.0.0.1:{}/", server.port);
+    let store = RedisStore::builder(url).prefix(fresh_prefix()).connect().await.unwrap();
+    let id = inserted(&store).await;
+    allow(">new");
+    server.cli(&["client", "kill", "user", "shop"]);
+    let begun = Instant::now();
+    loop {
+        let refused = store.read(id).await.unwrap_err();
+        if format!("{refused:?}").contains("WRONGPASS") {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{refused:?}");
+    }
+    allow(">old");
+    while store.read(id).await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+}

@@ -1,0 +1,338 @@
+//! A connection to one server that all calls share, and that is replaced when it is lost.
+//!
+//! ```text
+//!                 connected and subscribed
+//! connecting ──────────────────────────────▶ open
+//!     ▲                                       │
+//!     └── a call failed, or the connection ended
+//! ```
+//!
+//! The library's own, `ConnectionManager`, takes no stream, delays its attempts by random numbers of its
+//! own, and lets calls go on although it could not subscribe again (redis,
+//! src/aio/connection_manager.rs, `new_connection`).
+
+use std::{
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, Pipeline, PushInfo, PushKind, RedisError, RedisFuture,
+    RedisResult, Value,
+    aio::{ConnectionLike, MultiplexedConnection, SendError},
+};
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+use tower_offload::JobId;
+
+use crate::{connect::timed_out, locked::locked, waiters::Waiters};
+
+/// The first delay between two attempts to connect; each further one is twice as long.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+
+/// The longest delay, and the age from which a lost connection is replaced without one: a server that
+/// closes each connection at once is not asked more often than this.
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
+
+/// So many calls may wait to be sent. Those beyond would wait in a queue that each has to be polled
+/// to get on in (redis, src/aio/multiplexed_connection.rs): one that is not, for a while, as in a
+/// `select`, would hold up all others.
+const QUEUE: usize = 1 << 16;
+
+/// What is connected to.
+pub(crate) enum Server {
+    Url(Client),
+    #[cfg(feature = "simulation")]
+    Stream(Arc<dyn crate::simulation::Connect>, redis::RedisConnectionInfo),
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// To connect, or for a call to wait until that is done.
+    pub(crate) connect: Duration,
+    /// For an answer.
+    pub(crate) response: Duration,
+}
+
+/// The shared connection. When the last clone is dropped, it is closed.
+#[derive(Clone)]
+pub(crate) struct Reconnecting(Arc<Shared>);
+
+struct Shared {
+    server: Server,
+    limits: Limits,
+    waiters: Arc<Waiters>,
+    state: Mutex<State>,
+    /// A connection is open.
+    installed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    open: Option<Open>,
+    is_connecting: bool,
+    /// How many connections have been begun: each has its number.
+    begun: u64,
+    /// The last connection that was lost.
+    lost: u64,
+    /// Why the last attempt failed.
+    error: Option<RedisError>,
+    channels: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Open {
+    connection: MultiplexedConnection,
+    number: u64,
+    since: Instant,
+    _driver: Option<Arc<Driver>>,
+}
+
+/// The task of a connection, which ends with it, as the library has it for those that it makes itself.
+struct Driver(JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Reconnecting {
+    /// Connects, in one attempt: what is wrong with a password or a certificate is told at once.
+    pub(crate) async fn connect(
+        server: Server,
+        limits: Limits,
+        waiters: Arc<Waiters>,
+    ) -> RedisResult<Self> {
+        let (state, installed) = (Mutex::default(), Notify::new());
+        let shared = Arc::new(Shared { server, limits, waiters, state, installed });
+        let open = shared.open().await?;
+        shared.install(open);
+        Ok(Self(shared))
+    }
+
+    /// Subscribes to these channels, on this connection and each that replaces it.
+    pub(crate) async fn subscribe(&self, channels: &[String]) -> RedisResult<()> {
+        locked(&self.0.state).channels = channels.to_vec();
+        let mut open = self.0.opened().await?;
+        let subscribed = open.connection.subscribe(channels).await;
+        self.0.looked_at(&open, subscribed)
+    }
+
+    /// Whether a call would be sent at once.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn is_open(&self) -> bool {
+        locked(&self.0.state).open.is_some()
+    }
+}
+
+impl ConnectionLike for Reconnecting {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async move {
+            let mut open = self.0.opened().await?;
+            let answer = open.connection.send_packed_command(cmd).await;
+            self.0.looked_at(&open, answer)
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        Box::pin(async move {
+            let mut open = self.0.opened().await?;
+            let answers = open.connection.send_packed_commands(pipeline, offset, count).await;
+            self.0.looked_at(&open, answers)
+        })
+    }
+
+    fn get_db(&self) -> i64 {
+        match &self.0.server {
+            Server::Url(client) => client.get_connection_info().redis_settings().db(),
+            #[cfg(feature = "simulation")]
+            Server::Stream(_, settings) => settings.db(),
+        }
+    }
+}
+
+impl Server {
+    async fn connect(
+        &self,
+        config: AsyncConnectionConfig,
+    ) -> RedisResult<(MultiplexedConnection, Option<Arc<Driver>>)> {
+        match self {
+            Self::Url(client) => {
+                let opened = client.get_multiplexed_async_connection_with_config(&config).await;
+                opened.map(|connection| (connection, None))
+            }
+            #[cfg(feature = "simulation")]
+            Self::Stream(server, settings) => {
+                let stream = server.connect().await?;
+                let opened = MultiplexedConnection::new_with_config(settings, stream, config);
+                let (connection, driver) = opened.await?;
+                Ok((connection, Some(Arc::new(Driver(tokio::spawn(driver))))))
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// The open connection. Waits for it while there is none, a little less long than a call may take,
+    /// so that its caller learns why there is none.
+    async fn opened(self: &Arc<Self>) -> RedisResult<Open> {
+        if let Some(open) = &locked(&self.state).open {
+            return Ok(open.clone());
+        }
+        // The task that connects may have gone with its runtime. Once only: a runtime that is shutting
+        // down drops each further one at once.
+        self.reconnect(Duration::ZERO);
+        let opened = async {
+            loop {
+                // Before the look, so that what happens after it is not missed.
+                let installed = self.installed.notified();
+                if let Some(open) = &locked(&self.state).open {
+                    return open.clone();
+                }
+                installed.await;
+            }
+        };
+        let opened = timeout(self.limits.connect * 9 / 10, opened).await;
+        opened.map_err(|_| locked(&self.state).error.clone().unwrap_or_else(timed_out))
+    }
+
+    /// Makes a connection, one attempt, and subscribes on it.
+    async fn open(self: &Arc<Self>) -> RedisResult<Open> {
+        let (number, channels) = {
+            let mut state = locked(&self.state);
+            state.begun += 1;
+            (state.begun, state.channels.clone())
+        };
+        let shared = Arc::downgrade(self);
+        let config = AsyncConnectionConfig::new()
+            // All of it is timed below.
+            .set_connection_timeout(None)
+            .set_response_timeout(Some(self.limits.response))
+            .set_pipeline_buffer_size(QUEUE)
+            .set_push_sender(move |push: PushInfo| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.pushed(number, &push);
+                }
+                Ok::<(), SendError>(())
+            });
+        let opened = async {
+            let (mut connection, driver) = self.server.connect(config).await?;
+            if !channels.is_empty() {
+                connection.subscribe(channels).await?;
+            }
+            Ok(Open { connection, number, since: Instant::now(), _driver: driver })
+        };
+        timeout(self.limits.connect, opened).await.unwrap_or_else(|_| Err(timed_out()))
+    }
+
+    /// Lets calls go on over this connection, unless it has been lost already.
+    fn install(&self, open: Open) -> bool {
+        let mut state = locked(&self.state);
+        if state.lost >= open.number {
+            return false;
+        }
+        (state.open, state.error, state.is_connecting) = (Some(open), None, false);
+        drop(state);
+        self.installed.notify_waiters();
+        true
+    }
+
+    fn pushed(self: &Arc<Self>, number: u64, push: &PushInfo) {
+        match push.kind {
+            // Waiters are told once there is a connection again, over which they can look.
+            PushKind::Disconnection => self.lose(number),
+            _ => self.waiters.push(push),
+        }
+    }
+
+    /// Looks whether the connection is of use after this answer.
+    fn looked_at<T>(self: &Arc<Self>, open: &Open, answer: RedisResult<T>) -> RedisResult<T> {
+        if answer.as_ref().is_err_and(RedisError::is_unrecoverable_error) {
+            self.lose(open.number);
+        }
+        answer
+    }
+
+    /// Gives this connection up, if it is the one that is open, and begins to replace it.
+    fn lose(self: &Arc<Self>, number: u64) {
+        let mut state = locked(&self.state);
+        state.lost = state.lost.max(number);
+        let Some(open) = state.open.take_if(|open| open.number == number) else { return };
+        drop(state);
+        let is_young = open.since.elapsed() < LONGEST_DELAY;
+        // Not under the lock: it ends the connection's task.
+        drop(open);
+        self.reconnect(if is_young { FIRST_DELAY } else { Duration::ZERO });
+    }
+
+    /// Starts the task that connects, after a delay, if there is none.
+    fn reconnect(self: &Arc<Self>, delay: Duration) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let mut state = locked(&self.state);
+        if state.is_connecting || state.open.is_some() {
+            return;
+        }
+        state.is_connecting = true;
+        // A runtime that is shutting down drops the task here and now, which takes the lock.
+        drop(state);
+        runtime.spawn(Connecting(Arc::downgrade(self)).run(delay));
+    }
+}
+
+/// The one attempt to replace a connection. When it is dropped with its runtime, the next call begins
+/// another.
+struct Connecting(Weak<Shared>);
+
+impl Connecting {
+    async fn run(mut self, mut delay: Duration) {
+        loop {
+            sleep(part_of(delay)).await;
+            let Some(shared) = self.0.upgrade() else { return };
+            match shared.open().await {
+                Ok(open) => {
+                    // Before calls go on: who has heard of the answer to one may ask for this.
+                    shared.waiters.set_cut();
+                    if shared.install(open) {
+                        // Another task may have begun since, of which the drop of this one says nothing.
+                        self.0 = Weak::new();
+                        // What was told meanwhile is not known: everybody looks.
+                        return shared.waiters.wake_all();
+                    }
+                }
+                Err(error) => {
+                    let cause = &error as &dyn std::error::Error;
+                    tracing::debug!(error = cause, "cannot reconnect to Redis, trying again");
+                    locked(&shared.state).error = Some(error);
+                }
+            }
+            delay = (delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY);
+        }
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            locked(&shared.state).is_connecting = false;
+        }
+    }
+}
+
+/// A random part of a delay, so that the processes that a server has lost do not all come back at once.
+/// A generator that fails delays in full.
+fn part_of(delay: Duration) -> Duration {
+    let random = JobId::random()
+        .map_or(u64::MAX, |id| u64::from_str_radix(&id.to_string()[16..], 16).unwrap_or(u64::MAX));
+    delay.mul_f64(random as f64 / u64::MAX as f64)
+}
