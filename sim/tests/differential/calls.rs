@@ -214,6 +214,7 @@ impl Calls {
                 let queues = POLICIES.iter().map(|policy| base(&format!("q:{policy}")));
                 call("due", queues.collect(), vec![])
             }
+            "queued" => call("queued", vec![base("n")], vec![self.policy()]),
             "hand_back" => self.hand_back(),
             "corrupt" => self.corrupt(hash),
             _ => {

@@ -87,5 +87,5 @@ fn runs(code: &str) -> bool {
     let is_frame =
         matches!(code, "" | "end" | "else" | "end)" | "}" | "})" | "while true do" | "repeat");
     let is_part = code.starts_with("--") || code.starts_with("#!") || code.contains("function ");
-    !is_frame && !is_part && !code.ends_with(',')
+    !is_frame && !is_part && !code.ends_with([',', '='])
 }
