@@ -6,7 +6,7 @@
 //! task wakes about once a budget, however many requests there are, and a deadline is still exact
 //! to the millisecond of tokio's timer.
 //!
-//! Knows nothing of the rest of the crate. Time is `tokio::time::Instant`: paused clocks work.
+//! Knows nothing of the rest of the crate but how a panic is caught. Time is `tokio::time::Instant`: paused clocks work.
 //!
 //! **The scan's life.** The task is spawned by the first deadline on whatever runtime that one runs
 //! on, and ends when no deadline is left. When it is dropped with its runtime, a guard marks the scan
@@ -30,6 +30,8 @@ use std::{
 
 use slab::Slab;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
+
+use crate::caught::wake;
 
 /// How late a scan may be before another takes its place. Well above the scheduling delays of a
 /// busy machine; a replacement is harmless, so it need not be longer.
@@ -218,7 +220,7 @@ async fn run(mut alive: Alive) {
     let mut due = Vec::new();
     while shared.begins(number) {
         let next = shared.take_due(Instant::now(), &mut due);
-        due.drain(..).for_each(Waker::wake);
+        due.drain(..).for_each(wake);
         let told = shared.notify.notified();
         match next {
             _ if shared.ends(number, next) => return,
@@ -306,7 +308,7 @@ impl Drop for Alive {
             shard.next = None;
             let waiting: Vec<_> = shard.slots.iter().map(|(_, slot)| slot.waker.clone()).collect();
             drop(shard);
-            waiting.into_iter().for_each(Waker::wake);
+            waiting.into_iter().for_each(wake);
         }
     }
 }

@@ -126,6 +126,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod body;
+mod caught;
 mod deadlines;
 mod desk;
 mod error;

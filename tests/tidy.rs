@@ -13,16 +13,17 @@ use std::{
 
 /// The arrows: what each room may know, itself aside. `lib.rs` is no room and may know all.
 const ROOMS: &[(&str, &str)] = &[
+    ("caught", ""),
     ("error", ""),
     ("system", ""),
     ("body", "error"),
-    ("deadlines", ""),
+    ("deadlines", "caught"),
     ("job", "error system"),
     ("wire", "error job body"),
-    ("store", "error system job body"),
+    ("store", "caught error system job body"),
     ("policy", "error job wire"),
-    ("run", "error system body deadlines job wire store policy"),
-    ("offload", "error system body deadlines job wire store run policy"),
+    ("run", "caught error system body deadlines job wire store policy"),
+    ("offload", "caught error system body deadlines job wire store run policy"),
     ("status", "error system body job wire store run policy"),
     ("follow", "error wire"),
     ("desk", "error system body deadlines job wire store run policy offload status follow"),

@@ -16,7 +16,7 @@ use crate::{
     policy::Policies,
     run::{self, Drain, Limits, MAX_STORED_BYTES, OwnerOf, Restore, Seal, State, Stats},
     status::StatusService,
-    store::{MemoryStore, Store},
+    store::{Guarded, MemoryStore, Store},
     wire::{LocationStyle, Urls},
 };
 
@@ -191,7 +191,7 @@ impl OffloadBuilder {
     /// Keeps jobs in this store. Default: a [`MemoryStore`] of
     /// [`max_stored_bytes`](Self::max_stored_bytes).
     pub fn store(mut self, store: impl Store) -> Self {
-        self.store = Some(Arc::new(store));
+        self.store = Some(Arc::new(Guarded(store)));
         self
     }
 

@@ -1,9 +1,7 @@
 //! The handler of a job: polled as the job of its desk, its panics caught, its response collected.
 
 use std::{
-    any::Any,
     future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -14,6 +12,7 @@ use pin_project_lite::pin_project;
 
 use super::collect::Collect;
 use crate::{
+    caught::{caught, log},
     error::BoxError,
     job::{Asked, End, Failure, JobId, within},
 };
@@ -94,19 +93,12 @@ pub(super) fn poll_handler<F: Future>(
     handler: Pin<&mut F>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<F::Output, Failure>> {
-    let poll = || within(identity, id, asked, || handler.poll(cx));
-    catch_unwind(AssertUnwindSafe(poll)).map_or_else(
-        |panic| {
+    caught(|| within(identity, id, asked, || handler.poll(cx))).map_or_else(
+        |panicked| {
             let job = id.map(tracing::field::display);
-            tracing::error!(job, panic = message(&*panic), "the handler panicked");
+            log(|| tracing::error!(job, panic = panicked.message(), "the handler panicked"));
             Poll::Ready(Err(Failure::Panicked))
         },
         |polled| polled.map(Ok),
     )
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }

@@ -9,7 +9,10 @@ use std::{collections::BTreeMap, sync::Arc, task::Waker, time::SystemTime};
 use tokio::time::Instant;
 
 use super::{Interest, tally::Tally};
-use crate::job::{Change, End, Outcome, Record, Status};
+use crate::{
+    caught::wake,
+    job::{Change, End, Outcome, Record, Status},
+};
 
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -219,11 +222,11 @@ pub(super) struct Woken {
 impl Woken {
     pub(super) fn wake(self) {
         if let Some((_, first)) = self.first {
-            first.waker.wake();
+            wake(first.waker);
         }
         if let Some(others) = self.others {
             let all = others.status.into_values().chain(others.progress.into_values());
-            all.for_each(|waiter| waiter.waker.wake());
+            all.for_each(|waiter| wake(waiter.waker));
         }
     }
 }

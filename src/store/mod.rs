@@ -7,6 +7,7 @@ mod budget;
 pub mod conformance;
 mod expiry;
 mod fetched;
+mod guarded;
 mod kept;
 mod memory;
 mod tally;
@@ -23,10 +24,12 @@ use std::{
 
 use bytes::Bytes;
 pub use fetched::Fetched;
+pub(crate) use guarded::Guarded;
 pub use memory::MemoryStore;
 use waiting::Waiting;
 
 use crate::{
+    caught::{caught, poll_caught},
     error::{Error, ErrorKind},
     job::{Change, Digest, JobId, Record},
     system,
@@ -217,9 +220,13 @@ pub enum Changed {
 /// A [`Store`]'s answer: there at once (no allocation), or a boxed future.
 pub struct StoreFuture<T>(Answer<T>);
 
+type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
+
 enum Answer<T> {
     Ready(Option<Result<T, Error>>),
-    Boxed(Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>),
+    Boxed(Boxed<T>),
+    /// The same, whose panic is an error; empty once it is there.
+    Guarded(Option<Boxed<T>>),
     /// There when a job of the store in memory has changed.
     Waiting(Waiting, fn() -> T),
 }
@@ -232,6 +239,14 @@ impl<T> StoreFuture<T> {
 
     fn waiting(change: Waiting, then: fn() -> T) -> Self {
         Self(Answer::Waiting(change, then))
+    }
+
+    /// The same answer, where a panic of its future is an error.
+    fn guarded(self) -> Self {
+        match self.0 {
+            Answer::Boxed(future) => Self(Answer::Guarded(Some(future))),
+            answer => Self(answer),
+        }
     }
 
     /// An answer that takes time.
@@ -251,6 +266,20 @@ impl<T> Future for StoreFuture<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             Answer::Boxed(future) => future.as_mut().poll(cx),
+            Answer::Guarded(guarded) => {
+                #[expect(clippy::expect_used, reason = "documented; as every future")]
+                let future = guarded.as_mut().expect("polled after it was ready");
+                let polled = poll_caught(future.as_mut(), cx);
+                if polled.is_pending() {
+                    return Poll::Pending;
+                }
+                // Dropped here, where its panic is caught too.
+                let dropped = caught(|| drop(guarded.take()));
+                polled.map(|answer| {
+                    let answer = answer.and_then(|answer| dropped.map(|()| answer));
+                    answer.unwrap_or_else(|panic| Err(guarded::panicked(panic)))
+                })
+            }
             Answer::Waiting(change, then) => Pin::new(change).poll(cx).map(|()| Ok(then())),
             #[expect(clippy::expect_used, reason = "documented; as every future")]
             Answer::Ready(answer) => Poll::Ready(answer.take().expect("polled after it was ready")),
