@@ -56,6 +56,11 @@ impl Error {
         self.kind
     }
 
+    /// Whether the same call can only fail again: what is wrong does not go away by itself.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self.kind, ErrorKind::Config | ErrorKind::Corrupt)
+    }
+
     pub(crate) fn config(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrorKind::Config, message)
     }

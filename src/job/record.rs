@@ -231,7 +231,7 @@ impl Record {
                 }
             }
             (Change::Finish(End::Failure(failure)), Status::Running)
-                if failure.is_of_the_process() && self.may_begin_again() =>
+                if failure.is_of_the_process() && self.attempt() < self.max_attempts() =>
             {
                 self.status = Status::Queued;
                 self.started_at = None;
@@ -257,10 +257,6 @@ impl Record {
             self.let_go();
         }
         true
-    }
-
-    fn may_begin_again(&self) -> bool {
-        self.more.as_ref().is_some_and(|more| more.attempts[0] < more.attempts[1])
     }
 
     fn let_go(&mut self) {

@@ -5,6 +5,7 @@ use http::{HeaderValue, Response, header};
 
 use crate::{
     body::{ResponseBody, StatusBody},
+    error::ErrorKind,
     run::{Lane, Refusal},
     wire::{self, Problem},
 };
@@ -17,6 +18,11 @@ pub(super) fn refused(refusal: Refusal, lane: &Lane) -> Response<Bytes> {
         Refusal::Draining => Problem::DRAINING,
         Refusal::Store(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot accept a job");
+            if error.kind() == ErrorKind::Corrupt {
+                // The job that has the claim on the request's key cannot be read: the same request
+                // would find the same again.
+                return wire::problem_answer(Problem::CORRUPT, None);
+            }
             Problem::STORE
         }
         // Only requests with a key claim one, and theirs follow the job that has it.

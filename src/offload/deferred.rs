@@ -286,6 +286,9 @@ impl Deferred {
                 Some(problem) => plain(wire::problem_answer(problem, None)),
                 None => self.accepted(&record),
             },
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                plain(wire::problem_answer(Problem::CORRUPT, None))
+            }
             // Expired while its client waited, or the store fails: the request may be sent again.
             Ok(None) | Err(_) => {
                 plain(wire::problem_answer(Problem::STORE, Some(self.lane().retry_after())))

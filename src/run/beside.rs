@@ -16,6 +16,7 @@ use tokio::task::coop::unconstrained;
 
 use super::{Backoff, State, report::report};
 use crate::{
+    caught::log,
     job::{Asked, End, Failure, JobId},
     store::Interest,
 };
@@ -49,36 +50,56 @@ impl Beside {
             self.reporter = asked.said().map(|said| Box::pin(unconstrained(report(said))) as _);
         }
         if let Some(reporter) = &mut self.reporter {
-            // It never ends.
-            let _ = reporter.as_mut().poll(cx);
+            // It ends only where the store cannot read what it has kept of the job.
+            if reporter.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Some(End::Failure(Failure::Corrupt)));
+            }
         }
         self.over.as_mut().poll(cx)
     }
 }
 
 async fn over(state: Arc<State>, id: JobId, version: u32, left: Duration) -> Option<End> {
-    let mut ended = pin!(ended_elsewhere(&state, id, version));
+    let mut watched = pin!(watch(&state, id, version));
     let mut limit = pin!(tokio::time::sleep(left));
-    poll_fn(|cx| match ended.as_mut().poll(cx) {
-        Poll::Ready(()) => Poll::Ready(None),
+    poll_fn(|cx| match watched.as_mut().poll(cx) {
+        Poll::Ready(Watched::Ended) => Poll::Ready(None),
+        Poll::Ready(Watched::Corrupt) => Poll::Ready(Some(End::Failure(Failure::Corrupt))),
         Poll::Pending => limit.as_mut().poll(cx).map(|()| Some(End::Failure(Failure::TimedOut))),
     })
     .await
 }
 
-/// Resolves when the store says that the job has ended, or is no longer this process's: somebody has
-/// changed its status since it was seen in this version.
-pub(super) async fn ended_elsewhere(state: &State, id: JobId, mut seen: u32) {
+/// What the store says of a job that is not this process's to go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// It has ended, or is another process's.
+    Ended,
+    /// What is stored of it cannot be read, and never will be.
+    Corrupt,
+}
+
+/// Resolves when the status of the job was changed elsewhere since it was seen in this version, or
+/// can't be told any more.
+pub(super) async fn watch(state: &State, id: JobId, mut seen: u32) -> Watched {
     let (first, mut backoff) = (seen, Backoff::new());
     loop {
         let woken = state.store.changed(id, seen, Interest::Status).await;
         match (woken, state.store.read(id).await) {
-            (Ok(()), Ok(Some(record))) if record.status_version() > first => return,
+            (Ok(()), Ok(Some(record))) if record.status_version() > first => return Watched::Ended,
             (Ok(()), Ok(Some(record))) => seen = record.version(),
             // It has ended, and expired since: a store drops nothing else.
-            (Ok(()), Ok(None)) => return,
+            (Ok(()), Ok(None)) => return Watched::Ended,
+            (Err(error), _) | (_, Err(error)) if error.is_final() => {
+                log(
+                    || tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot watch a job"),
+                );
+                return Watched::Corrupt;
+            }
             (Err(error), _) | (_, Err(error)) => {
-                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot watch a job, trying again");
+                log(
+                    || tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot watch a job, trying again"),
+                );
                 backoff.wait().await;
             }
         }

@@ -10,6 +10,7 @@ use std::{
 
 use super::State;
 use crate::{
+    caught::log,
     error::Error,
     job::{Change, End, Failure, JobId},
     store::Changed,
@@ -138,7 +139,9 @@ fn interrupted(id: JobId, changed: Result<Changed, Error>) -> Option<bool> {
     match changed {
         Ok(changed) => Some(matches!(changed, Changed::Applied(_))),
         Err(error) => {
-            tracing::error!(job = %id, error = &error as &dyn std::error::Error, "cannot store that a job was interrupted");
+            log(
+                || tracing::error!(job = %id, error = &error as &dyn std::error::Error, "cannot store that a job was interrupted"),
+            );
             None
         }
     }

@@ -9,6 +9,8 @@ use std::{
 
 use super::{State, insist::until_done, report::report_last};
 use crate::{
+    caught::log,
+    error::Error,
     job::{Change, End, Failure, JobId, Said},
     store::Changed,
 };
@@ -40,7 +42,7 @@ pub(super) fn finish(
             };
             let end = || Change::Finish(End::Failure(Failure::Interrupted));
             let ask = || state.store.change(id, end());
-            told(id, &until_done(id, "cannot store the end of a job", answer, ask).await);
+            written(&state, id, until_done(id, NOT_STORED, answer, ask).await).await;
         }));
     }
     let state = Arc::clone(state);
@@ -49,8 +51,28 @@ pub(super) fn finish(
             report_last(&state, id, &said).await;
         }
         let ask = || state.store.change(id, Change::Finish(end.clone()));
-        told(id, &until_done(id, "cannot store the end of a job", ask().await, ask).await);
+        written(&state, id, until_done(id, NOT_STORED, ask().await, ask).await).await;
     }))
+}
+
+/// What is logged of a store that does not take the end of a job.
+const NOT_STORED: &str = "cannot store the end of a job";
+
+async fn written(state: &State, id: JobId, answer: Result<Changed, Error>) {
+    match answer {
+        Ok(changed) => told(id, &changed),
+        Err(_final) => end_as_corrupt(state, id).await,
+    }
+}
+
+/// Ends a job of which the store cannot read what it has kept, so that no other change of it can be
+/// made. A store that cannot do that either has said its last word.
+pub(super) async fn end_as_corrupt(state: &State, id: JobId) {
+    log(|| tracing::warn!(job = %id, "what is stored of a job cannot be read, it has failed"));
+    let ask = || state.store.change(id, Change::Finish(End::Failure(Failure::Corrupt)));
+    if let Ok(changed) = until_done(id, NOT_STORED, ask().await, ask).await {
+        told(id, &changed);
+    }
 }
 
 fn told(id: JobId, changed: &Changed) {

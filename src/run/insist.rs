@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 
 use super::{Admission, Backoff};
 use crate::{
+    caught::log,
     error::Error,
     job::JobId,
     store::{Store, StoreFuture},
@@ -20,7 +21,8 @@ use crate::{
 /// What is logged of a store that does not.
 pub(super) const NOT_LET_GO: &str = "the store does not let go of a job";
 
-/// Asks the store, again and again until it does what it is asked. The place is given back then.
+/// Asks the store, again and again until it does what it is asked, or never will. The place is given
+/// back then.
 ///
 /// A runtime that shuts down begins no more tasks: there the store is asked once. The one in memory
 /// is done with that; a shared one has other means to notice a lost node.
@@ -47,24 +49,35 @@ pub(super) fn insist<T: Send + 'static>(
         };
         // It has the place, and gives it back when the store has done it.
         let again = move || ask(&admission.lane().state.store);
-        until_done(id, NOT_LET_GO, answer, again).await;
+        let _ = until_done(id, NOT_LET_GO, answer, again).await;
     });
 }
 
 /// Asks the store again and again, from this answer on, until it does what it is asked.
+///
+/// # Errors
+/// One that can only come again ([`Error::is_final`]). It is logged here.
 pub(super) async fn until_done<T>(
     id: JobId,
     failed: &str,
     mut answer: Result<T, Error>,
     ask: impl Fn() -> StoreFuture<T>,
-) -> T {
+) -> Result<T, Error> {
     let mut backoff = Backoff::new();
     loop {
         match answer {
-            Ok(done) => return done,
-            Err(error) => {
-                tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "{failed}, trying again");
+            Err(error) if !error.is_final() => {
+                log(
+                    || tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "{failed}, trying again"),
+                );
             }
+            Err(error) => {
+                log(
+                    || tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "{failed}, giving up"),
+                );
+                return Err(error);
+            }
+            done => return done,
         }
         backoff.wait().await;
         answer = ask().await;

@@ -111,7 +111,7 @@ pub(crate) fn kept(inserted: Result<Inserted, Error>) -> Result<(), Refusal> {
 /// meanwhile, the job is left: the store has all that is needed to run it.
 pub(crate) async fn undo(state: Arc<State>, id: JobId) {
     let ask = || state.store.take_back(id);
-    until_done(id, NOT_LET_GO, ask().await, ask).await;
+    let _ = until_done(id, NOT_LET_GO, ask().await, ask).await;
 }
 
 /// Takes back a job whose handler only this process has. If another request was given the job

@@ -3,14 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Backoff, State};
-use crate::job::{Change, JobId, Said};
+use crate::{
+    caught::log,
+    job::{Change, JobId, Said},
+};
 
 /// How long a store may take to write what a handler has said last, before its job ends without
 /// that. A write takes milliseconds; an end that clients wait for must not hang on a courtesy.
 const LAST: Duration = Duration::from_secs(1);
 
 /// Writes what the handler says, at most once in the interval of the limits. What is said meanwhile
-/// is written together.
+/// is written together. It ends only where the store cannot read what it has kept of the job.
 pub(super) async fn report(state: Arc<State>, id: JobId, said: Said) {
     let mut backoff = Backoff::new();
     loop {
@@ -22,6 +25,7 @@ pub(super) async fn report(state: Arc<State>, id: JobId, said: Said) {
         tokio::time::sleep(state.limits.progress_interval).await;
         match written {
             Written::Failed => backoff.wait().await,
+            Written::Never => return,
             _ => backoff = Backoff::new(),
         }
     }
@@ -42,6 +46,8 @@ pub(super) async fn report_last(state: &State, id: JobId, said: &Said) {
 enum Written {
     Nothing,
     Failed,
+    /// Nor will it be.
+    Never,
     Done,
 }
 
@@ -55,8 +61,10 @@ async fn write(state: &State, id: JobId, said: &Said) -> Written {
             Written::Done
         }
         Err(error) => {
-            tracing::debug!(job = %id, error = &error as &dyn std::error::Error, "cannot store a job's progress");
-            Written::Failed
+            log(
+                || tracing::debug!(job = %id, error = &error as &dyn std::error::Error, "cannot store a job's progress"),
+            );
+            if error.is_final() { Written::Never } else { Written::Failed }
         }
     }
 }

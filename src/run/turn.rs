@@ -7,7 +7,13 @@ use std::{
     task::Poll,
 };
 
-use super::{Admission, Place, State, beside::ended_elsewhere, insist::until_done, places::Ticket};
+use super::{
+    Admission, Place, State,
+    beside::{Watched, watch},
+    end::end_as_corrupt,
+    insist::until_done,
+    places::Ticket,
+};
 use crate::{
     job::{Change, JobId, Record},
     store::Changed,
@@ -22,25 +28,40 @@ pub(super) async fn begin(
     admission: &mut Admission,
 ) -> Option<Record> {
     if let Admission::Later(ticket) = admission {
-        let place = turn(state, id, version, ticket).await?;
-        *admission = Admission::Now(place);
+        match turn(state, id, version, ticket).await {
+            Ok(place) => *admission = Admission::Now(place),
+            Err(Watched::Ended) => return None,
+            Err(Watched::Corrupt) => {
+                end_as_corrupt(state, id).await;
+                return None;
+            }
+        }
     }
     let start = || state.store.change(id, Change::Start);
     match until_done(id, "cannot begin a job", start().await, start).await {
-        Changed::Applied(record) => Some(record),
-        Changed::Refused(record) if record.status().is_end() => None,
+        Ok(Changed::Applied(record)) => Some(record),
+        Ok(Changed::Refused(record)) if record.status().is_end() => None,
         // Tried before, with an answer that was lost.
-        Changed::Refused(record) => Some(record),
-        Changed::Unknown => None,
+        Ok(Changed::Refused(record)) => Some(record),
+        Ok(Changed::Unknown) => None,
+        Err(_final) => {
+            end_as_corrupt(state, id).await;
+            None
+        }
     }
 }
 
-async fn turn(state: &State, id: JobId, version: u32, ticket: &mut Ticket) -> Option<Place> {
-    let mut ended = pin!(ended_elsewhere(state, id, version));
+async fn turn(
+    state: &State,
+    id: JobId,
+    version: u32,
+    ticket: &mut Ticket,
+) -> Result<Place, Watched> {
+    let mut watched = pin!(watch(state, id, version));
     let mut turn = pin!(ticket.turn());
-    poll_fn(|cx| match ended.as_mut().poll(cx) {
-        Poll::Ready(()) => Poll::Ready(None),
-        Poll::Pending => turn.as_mut().poll(cx).map(Some),
+    poll_fn(|cx| match watched.as_mut().poll(cx) {
+        Poll::Ready(over) => Poll::Ready(Err(over)),
+        Poll::Pending => turn.as_mut().poll(cx).map(Ok),
     })
     .await
 }

@@ -17,7 +17,7 @@ use tower_service::Service;
 
 use crate::{
     body::{ResponseBody, StatusBody},
-    error::Error,
+    error::{Error, ErrorKind},
     job::{Change, Digest, JobId, Record, Status},
     run::{RETRY_AFTER, State},
     store::{Changed, Fetched},
@@ -187,7 +187,11 @@ async fn answer(state: &State, asker: Asker, asked: Asked) -> Response<StatusBod
         Asked::Other { resource } => (Ok(method_not_allowed(resource)), false),
         Asked::Nothing { head } => (Ok(problem(Problem::UNKNOWN)), head),
     };
-    let answer = answer.unwrap_or_else(store_failed);
+    let answer = answer.unwrap_or_else(|error| match error.kind() {
+        // Whose it is cannot be read either, so it is nobody's.
+        ErrorKind::Corrupt if state.owner_of.is_some() => problem(Problem::UNKNOWN),
+        _ => store_failed(error),
+    });
     if head { without_body(answer) } else { answer }
 }
 
@@ -291,7 +295,11 @@ fn problem(problem: Problem) -> Response<StatusBody> {
 /// A failure of the monitor, never to be taken for one of the work.
 fn store_failed(error: Error) -> Response<StatusBody> {
     tracing::warn!(error = &error as &dyn std::error::Error, "the store does not answer a poll");
-    bytes(wire::problem_answer(Problem::STORE, Some(RETRY_AFTER)))
+    // What is damaged stays so: nobody is asked to come back for it.
+    bytes(match error.kind() {
+        ErrorKind::Corrupt => wire::problem_answer(Problem::CORRUPT, None),
+        _ => wire::problem_answer(Problem::STORE, Some(RETRY_AFTER)),
+    })
 }
 
 fn no_content() -> Response<StatusBody> {

@@ -64,7 +64,7 @@ problems! {
     NODE_LOST: "node-lost", SERVICE_UNAVAILABLE, "The work was lost",
         "The server that ran the job was lost before the job was finished; some of the work may be done. The request may be sent again, under a new Idempotency-Key if it had one.";
     CORRUPT: "corrupt", INTERNAL_SERVER_ERROR, "The job cannot be read",
-        "What the server has stored of this job is damaged, so the job was ended; some of the work may be done. The request may be sent again, under a new Idempotency-Key if it had one.";
+        "What the server has stored of this job is damaged, and cannot be read any more; some of the work may be done. The request may be sent again, under a new Idempotency-Key if it had one.";
     FULL: "limit-reached", SERVICE_UNAVAILABLE, "No room for another job",
         "The server has as many jobs as it may have. Send the request again after the time in Retry-After.";
     NO_OWNER: "no-owner", UNAUTHORIZED, "Nobody to keep a job for",
