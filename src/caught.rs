@@ -10,7 +10,7 @@
 use std::{
     any::Any,
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
@@ -65,6 +65,23 @@ pub(crate) fn poll_caught<F: Future + ?Sized>(
     }
 }
 
+/// Runs `future` to its end, and catches its panic, also that of its drop.
+pub(crate) async fn until_caught<F: Future>(future: F) -> Result<F::Output, Panicked> {
+    let mut future = Some(Box::pin(future));
+    poll_fn(|cx| {
+        let Some(polled) = &mut future else { return Poll::Pending };
+        let polled = poll_caught(polled.as_mut(), cx);
+        if polled.is_pending() {
+            return Poll::Pending;
+        }
+        match caught(|| drop(future.take())) {
+            Ok(()) => polled,
+            Err(panicked) => Poll::Ready(Err(panicked)),
+        }
+    })
+    .await
+}
+
 /// Logs something. The subscriber, and the `Display` of an error in it, are other people's code:
 /// without them work goes on.
 pub(crate) fn log(event: impl FnOnce()) {
@@ -78,7 +95,12 @@ pub(crate) fn wake(waker: Waker) {
 
 #[cfg(test)]
 mod tests {
-    use std::{panic::panic_any, sync::Arc, task::Wake};
+    use std::{
+        future::{pending, ready},
+        panic::panic_any,
+        sync::Arc,
+        task::Wake,
+    };
 
     use super::*;
 
@@ -118,6 +140,21 @@ mod tests {
             panic!("without");
         });
         assert_eq!(panicked.map(|()| ()).unwrap_err().message(), "without");
+    }
+
+    #[tokio::test]
+    async fn a_future_is_caught_in_its_poll_and_its_drop() {
+        assert_eq!(until_caught(ready(7)).await.unwrap(), 7);
+        let polled = until_caught(async { panic!("in poll") }).await;
+        assert_eq!(polled.map(|()| ()).unwrap_err().message(), "in poll");
+        let held = PanicsInDrop;
+        let dropped = until_caught(poll_fn(move |_| {
+            let _held = &held;
+            Poll::Ready(())
+        }));
+        assert_eq!(dropped.await.unwrap_err().message(), "in drop");
+        let waits = until_caught(pending::<()>());
+        assert!(tokio_test::task::spawn(waits).poll().is_pending());
     }
 
     #[test]

@@ -143,7 +143,10 @@ mod system;
 mod wire;
 
 pub use body::{RequestBody, ResponseBody, StatusBody};
-pub use desk::{MountedFuture, MountedLayer, MountedService, Offload, OffloadBuilder};
+pub use desk::{
+    DurableWorkers, MountedFuture, MountedLayer, MountedService, Offload, OffloadBuilder,
+    StoppedWorker,
+};
 pub use error::{BoxError, Error, ErrorKind};
 pub use job::{
     Change, Claim, Digest, End, Failure, Job, JobId, Outcome, Owner, Progress, Record, Status,
@@ -152,7 +155,7 @@ pub use offload::{
     Answers, Boxed, BoxedOffloadLayer, Movable, OffloadLayer, OffloadService, ResponseFuture,
 };
 pub use policy::{Policies, Policy};
-pub use run::{Drain, Drained, PolicyStats, Stats};
+pub use run::{Drain, Drained, PolicyStats, Stats, StopReason};
 pub use status::{StatusFuture, StatusService};
 #[doc(inline)]
 pub use store::{MemoryStore, Store};

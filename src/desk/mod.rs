@@ -6,6 +6,7 @@ mod mounted;
 
 use std::{sync::Arc, time::Duration};
 
+pub use durable::{DurableWorkers, StoppedWorker};
 use http::{HeaderMap, request::Parts};
 pub use mounted::{MountedFuture, MountedLayer, MountedService};
 

@@ -17,9 +17,10 @@ mod stage;
 mod upload;
 mod watch;
 mod whole;
+mod worker;
 
-pub(crate) use durable::serve as serve_durable;
 pub use future::ResponseFuture;
 pub use layer::{BoxedOffloadLayer, OffloadLayer};
 pub use movable::{Answers, Movable};
 pub use service::{Boxed, OffloadService};
+pub(crate) use worker::serve as serve_durable;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, Version, uri::PathAndQuery};
+use http::{Request, Response, Uri, Version, uri::PathAndQuery};
 
 use super::{
     answer::body_timed_out,
@@ -73,9 +73,14 @@ pub(super) struct Special {
 
 /// The path that references in the response are relative to.
 pub(super) fn target_of<B>(request: &Request<B>) -> PathAndQuery {
+    path_of(request.uri())
+}
+
+/// The path of the request for this URI.
+pub(super) fn path_of(uri: &Uri) -> PathAndQuery {
     // Only `CONNECT` has none (RFC 9112, section 3.2.3), and is never watched.
     let none = || PathAndQuery::from_static("/");
-    request.uri().path_and_query().map_or_else(none, Clone::clone)
+    uri.path_and_query().map_or_else(none, Clone::clone)
 }
 
 impl Watch {

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -18,6 +18,8 @@ use crate::{error::Error, store::Usage};
 pub(crate) struct Account {
     name: Arc<str>,
     refused: AtomicU64,
+    workers: AtomicUsize,
+    worker_restarts: AtomicU64,
     times: Mutex<Times>,
 }
 
@@ -31,6 +33,17 @@ impl Account {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A worker of its durable jobs runs until what this gives is dropped.
+    pub(crate) fn worker(self: &Arc<Self>) -> RunningWorker {
+        self.workers.fetch_add(1, Ordering::Relaxed);
+        RunningWorker(Arc::clone(self))
+    }
+
+    /// A worker is started again after a panic.
+    pub(crate) fn restart_worker(&self) {
+        self.worker_restarts.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A job has come to its end by itself.
     pub(super) fn took(&self, time: Duration) {
         self.times().record(time);
@@ -39,6 +52,16 @@ impl Account {
     pub(super) fn times(&self) -> MutexGuard<'_, Times> {
         // Nothing that can panic runs under the lock.
         self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker of a policy's durable jobs, counted until this is dropped.
+#[derive(Debug)]
+pub(crate) struct RunningWorker(Arc<Account>);
+
+impl Drop for RunningWorker {
+    fn drop(&mut self) {
+        self.0.workers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -55,8 +78,13 @@ impl Accounts {
     /// The account of the policy with this name.
     pub(crate) fn open(&self, name: &Arc<str>) -> Arc<Account> {
         let new = || {
-            let (name, refused) = (Arc::clone(name), AtomicU64::new(0));
-            Arc::new(Account { name, refused, times: Mutex::default() })
+            Arc::new(Account {
+                name: Arc::clone(name),
+                refused: AtomicU64::new(0),
+                workers: AtomicUsize::new(0),
+                worker_restarts: AtomicU64::new(0),
+                times: Mutex::default(),
+            })
         };
         Arc::clone(self.lock().entry(Arc::clone(name)).or_insert_with(new))
     }
@@ -84,6 +112,12 @@ pub struct PolicyStats {
     /// Requests that found no room for a job since the process began: those that were answered 503,
     /// and those that stayed attached or were dropped for that reason.
     pub refused: u64,
+    /// Workers of a [durable](crate::Policy::durable) policy that run in this process: one for each
+    /// call of [`serve_durable`](crate::Offload::serve_durable), until it stops.
+    pub workers: usize,
+    /// How often a worker was started again since the process began, because a store or a service
+    /// panicked on its task.
+    pub worker_restarts: u64,
 }
 
 /// The numbers of all policies, by their names. Made by `Offload::stats`.
@@ -111,6 +145,8 @@ impl Stats {
             stored: sum.stored + policy.stored,
             bytes: sum.bytes + policy.bytes,
             refused: sum.refused + policy.refused,
+            workers: sum.workers + policy.workers,
+            worker_restarts: sum.worker_restarts + policy.worker_restarts,
         })
     }
 }
@@ -121,8 +157,10 @@ pub(crate) async fn stats(state: &State) -> Result<Stats, Error> {
     let usage = state.store.usage().await?;
     let mut policies: BTreeMap<Arc<str>, PolicyStats> = BTreeMap::new();
     for (name, account) in &*state.accounts.lock() {
-        let refused = account.refused.load(Ordering::Relaxed);
-        policies.entry(Arc::clone(name)).or_default().refused = refused;
+        let stats = policies.entry(Arc::clone(name)).or_default();
+        stats.refused = account.refused.load(Ordering::Relaxed);
+        stats.workers = account.workers.load(Ordering::Relaxed);
+        stats.worker_restarts = account.worker_restarts.load(Ordering::Relaxed);
     }
     for (account, load) in state.places.loads() {
         let stats = policies.entry(Arc::clone(&account.name)).or_default();

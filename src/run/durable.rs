@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -9,7 +10,8 @@ use std::{
 use http::{HeaderMap, header, request::Parts};
 use tokio_util::sync::CancellationToken;
 
-use super::{Lane, Place, Refusal, State};
+use super::{Account, Lane, Place, Refusal, State};
+use crate::error::Error;
 
 /// Decides which headers of a request are kept, and how.
 pub(crate) type Seal = dyn Fn(&mut HeaderMap) + Send + Sync;
@@ -22,7 +24,25 @@ pub(crate) type Restore = dyn Fn(&mut Parts) + Send + Sync;
 pub(crate) struct Durable {
     /// The layer's, which may go.
     lane: Weak<Lane>,
+    /// Canceled when it is gone.
+    gone: CancellationToken,
+    draining: CancellationToken,
+    pub(crate) account: Arc<Account>,
     pub(crate) run_time: Duration,
+}
+
+/// Why the jobs of a durable route are not served any more.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The process shuts down ([`Offload::drain`](crate::Offload::drain)).
+    Drained,
+    /// The route's layer was dropped, and all services made by it.
+    LayerDropped,
+    /// The runtime that the worker ran on has shut down.
+    RuntimeShutDown,
+    /// The store refuses what the worker asks for, and always will.
+    Store(Error),
 }
 
 /// By the names of their policies.
@@ -41,7 +61,13 @@ impl Durables {
     }
 
     pub(crate) fn add(&self, lane: &Arc<Lane>, run_time: Duration) {
-        let durable = Durable { lane: Arc::downgrade(lane), run_time };
+        let durable = Durable {
+            lane: Arc::downgrade(lane),
+            gone: lane.gone.clone(),
+            draining: lane.state.places.draining(),
+            account: Arc::clone(&lane.account),
+            run_time,
+        };
         self.lock().insert(Arc::clone(lane.name()), durable);
     }
 
@@ -51,34 +77,33 @@ impl Durables {
 }
 
 impl Durable {
-    /// Waits for a place for one of its jobs. `None` where there is none to come any more: the layer
-    /// has gone, or the process shuts down.
-    pub(crate) async fn place(&self) -> Option<Place> {
+    /// Waits for a permit for one of its jobs.
+    pub(crate) async fn place(&self) -> Result<Place, StopReason> {
         loop {
-            let lane = self.lane.upgrade()?;
+            let Some(lane) = self.lane.upgrade() else { return Err(StopReason::LayerDropped) };
             match lane.enter() {
-                Ok(admission) => {
-                    let place = admission.turn().await;
-                    // It may have shut down in the meantime.
-                    let draining = matches!(lane.look_in(), Err(Refusal::Draining));
-                    return (!draining).then_some(place);
-                }
-                Err(Refusal::Draining) => return None,
-                // Somebody else serves the route too, and waits.
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Ok(admission) => return Ok(admission.turn().await),
+                Err(Refusal::Draining) => return Err(StopReason::Drained),
+                // Another worker serves the route too, and waits.
+                Err(_) => {}
             }
+            drop(lane);
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// Canceled when what runs is cut off, at a drain's deadline; `None` where the layer has gone.
-    pub(crate) fn cut(&self) -> Option<CancellationToken> {
-        Some(self.lane.upgrade()?.state.places.cut())
-    }
-
-    /// Whether its jobs are still to be served.
-    pub(crate) fn is_served(&self) -> bool {
-        let lane = self.lane.upgrade();
-        lane.is_some_and(|lane| !matches!(lane.look_in(), Err(Refusal::Draining)))
+    /// What comes of `work`, or why the route is not served any more before that.
+    pub(crate) async fn while_served<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, StopReason> {
+        // The work is polled first, so that what it has come to is not lost.
+        let until_gone = self.gone.run_until_cancelled(work);
+        match self.draining.run_until_cancelled(until_gone).await {
+            Some(Some(done)) => Ok(done),
+            _ if self.draining.is_cancelled() => Err(StopReason::Drained),
+            _ => Err(StopReason::LayerDropped),
+        }
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Ledger {
     pub(super) taken: usize,
     /// How many wait for a place.
     pub(super) waiting: usize,
+    /// How many of both nothing depends on.
+    pub(super) aside: usize,
     pub(super) lanes: Slab<Queue>,
     pub(super) next_ticket: u64,
     /// The jobs that were promised to somebody.
@@ -108,7 +110,8 @@ impl Ledger {
     pub(super) fn promise(&mut self, id: JobId, ticket: Option<Stand>) -> usize {
         if let Some(stand) = ticket {
             if let Some(at) = self.at(stand) {
-                self.lanes[stand.lane].waiting[at].job = Some(id);
+                let before = self.lanes[stand.lane].waiting[at].job.replace(id);
+                before.map(|before| self.stands.remove(&before));
                 self.stands.insert(id, stand);
             }
         }
@@ -153,7 +156,7 @@ impl Ledger {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.taken == 0 && self.waiting == 0 && self.ends.undecided == 0
+        self.taken + self.waiting == self.aside && self.ends.undecided == 0
     }
 
     /// What a place was taken for is over. Of what was cut off before, the end is told already, or
@@ -161,6 +164,10 @@ impl Ledger {
     pub(super) fn end(&mut self, purpose: Purpose) {
         let open = match purpose {
             Purpose::Nothing => false,
+            Purpose::Aside => {
+                self.aside -= 1;
+                false
+            }
             Purpose::Unlisted => {
                 let left = self.unlisted.checked_sub(1);
                 self.unlisted = left.unwrap_or(0);
@@ -211,6 +218,8 @@ pub(super) struct Ends {
 pub(super) enum Purpose {
     /// Nothing yet that was promised.
     Nothing,
+    /// Nothing that anybody waits for: a registration is being undone, say.
+    Aside,
     /// The handler of a client that has left.
     Unlisted,
     /// The job that has this key in the ledger.

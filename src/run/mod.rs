@@ -39,6 +39,7 @@ pub use account::{PolicyStats, Stats};
 pub(crate) use backlog::{Backlog, Reserved};
 pub(crate) use bytes::BodyBytes;
 pub use drain::{Drain, Drained};
+pub use durable::StopReason;
 pub(crate) use durable::{Durable, Durables, Restore, Seal};
 pub(crate) use leave::Left;
 pub(crate) use limits::{Limits, MAX_STORED_BYTES, RETRY_AFTER};

@@ -27,6 +27,8 @@ pub(crate) struct Places {
     max: usize,
     /// Told when nothing runs and waits any more, and when nothing is undecided any more.
     idle: Notify,
+    /// Canceled when a drain begins, for those who look for new work.
+    draining: CancellationToken,
     /// Canceled at a drain's deadline, for work that has no job in the store.
     cut_off: CancellationToken,
 }
@@ -37,6 +39,8 @@ pub(crate) struct Lane {
     pub(super) state: Arc<State>,
     pub(super) account: Arc<Account>,
     pub(super) index: usize,
+    /// Canceled when the lane is gone.
+    pub(super) gone: CancellationToken,
 }
 
 /// How long a route's queue is in front of one of its jobs.
@@ -66,7 +70,7 @@ impl Lane {
         let concurrency = concurrency.unwrap_or(state.places.max).min(state.places.max);
         let queue = Queue::new(Arc::clone(&account), concurrency, max_waiting);
         let index = state.places.ledger().lanes.insert(queue);
-        Arc::new(Self { state: Arc::clone(state), account, index })
+        Arc::new(Self { state: Arc::clone(state), account, index, gone: CancellationToken::new() })
     }
 
     /// The policy's name.
@@ -115,7 +119,8 @@ impl Lane {
         let (sender, turn) = oneshot::channel();
         let number = ledger.wait(self, sender);
         let stand = Stand { lane: self.index, ticket: number };
-        Ok(Admission::Later(Ticket { lane: Arc::clone(self), stand, job: None, turn }))
+        let (lane, purpose) = (Arc::clone(self), Purpose::Nothing);
+        Ok(Admission::Later(Ticket { lane, stand, purpose, turn }))
     }
 }
 
@@ -124,6 +129,7 @@ impl Drop for Lane {
         // What waits or runs holds the lane, so nothing is left in it.
         let queue = self.state.places.ledger().lanes.try_remove(self.index);
         drop(queue);
+        self.gone.cancel();
     }
 }
 
@@ -133,6 +139,7 @@ impl Places {
             ledger: Mutex::default(),
             max,
             idle: Notify::new(),
+            draining: CancellationToken::new(),
             cut_off: CancellationToken::new(),
         }
     }
@@ -180,10 +187,14 @@ impl Places {
     pub(super) fn close(&self) -> Ends {
         let mut ledger = self.ledger();
         ledger.draining = true;
-        ledger.ends
+        let ends = ledger.ends;
+        drop(ledger);
+        self.draining.cancel();
+        ends
     }
 
-    /// Resolves when no place is taken any more, and nobody waits for one.
+    /// Resolves when no place is taken any more, and nobody waits for one, but for what was
+    /// [set aside](Admission::set_aside).
     pub(super) async fn idle(&self) {
         self.until(Ledger::is_idle).await;
     }
@@ -228,7 +239,12 @@ impl Places {
         }
     }
 
-    /// Resolves at a drain's deadline.
+    /// Canceled when a drain begins.
+    pub(super) fn draining(&self) -> CancellationToken {
+        self.draining.clone()
+    }
+
+    /// Canceled at a drain's deadline.
     pub(super) fn cut(&self) -> CancellationToken {
         self.cut_off.clone()
     }
@@ -268,6 +284,7 @@ impl Place {
         if ledger.over {
             return Err(Refusal::Draining);
         }
+        ledger.end(self.purpose);
         self.purpose = note(&mut ledger);
         Ok(())
     }
@@ -289,8 +306,7 @@ impl Drop for Place {
 pub(crate) struct Ticket {
     lane: Arc<Lane>,
     stand: Stand,
-    /// The key of its job in the ledger, once it was promised.
-    job: Option<usize>,
+    purpose: Purpose,
     turn: oneshot::Receiver<Place>,
 }
 
@@ -300,7 +316,8 @@ impl Ticket {
         if ledger.over {
             return Err(Refusal::Draining);
         }
-        self.job = Some(ledger.promise(id, Some(self.stand)));
+        ledger.end(self.purpose);
+        self.purpose = Purpose::Job(ledger.promise(id, Some(self.stand)));
         Ok(())
     }
 
@@ -308,9 +325,7 @@ impl Ticket {
     pub(super) async fn turn(&mut self) -> Place {
         // The other half is dropped with the lane only, which the ticket holds.
         let Ok(mut place) = (&mut self.turn).await else { std::future::pending().await };
-        if let Some(key) = self.job.take() {
-            place.purpose = Purpose::Job(key);
-        }
+        place.purpose = std::mem::replace(&mut self.purpose, Purpose::Nothing);
         place
     }
 }
@@ -320,7 +335,7 @@ impl Drop for Ticket {
         let places = &self.lane.state.places;
         let mut ledger = places.ledger();
         let left = ledger.leave(self.stand);
-        ledger.end(self.job.map_or(Purpose::Nothing, Purpose::Job));
+        ledger.end(self.purpose);
         places.hand_on(ledger);
         drop(left);
     }
@@ -349,6 +364,19 @@ impl Admission {
             Self::Now(place) => &place.lane,
             Self::Later(ticket) => &ticket.lane,
         }
+    }
+
+    /// Nothing depends on it any more: it is held so that there are not more of its kind than places,
+    /// and a drain does not wait for it.
+    pub(super) fn set_aside(&mut self) {
+        let (lane, purpose) = match self {
+            Self::Now(place) => (&place.lane, &mut place.purpose),
+            Self::Later(ticket) => (&ticket.lane, &mut ticket.purpose),
+        };
+        let mut ledger = lane.state.places.ledger();
+        ledger.end(std::mem::replace(purpose, Purpose::Aside));
+        ledger.aside += 1;
+        lane.state.places.hand_on(ledger);
     }
 
     /// It is a promised job's from now on.
@@ -389,6 +417,7 @@ mod tests {
         Take(usize),
         Look(usize),
         Occupy(usize),
+        SetAside(usize),
         /// A ticket that may have come to its turn is looked at.
         Turn(usize),
         /// A place is given back, or a ticket given up, whether its turn has come or not.
@@ -408,6 +437,7 @@ mod tests {
             100 => at().prop_map(Op::Take),
             50 => at().prop_map(Op::Look),
             150 => at().prop_map(Op::Occupy),
+            50 => at().prop_map(Op::SetAside),
             200 => at().prop_map(Op::Turn),
             500 => at().prop_map(Op::Drop),
             1 => Just(Op::Close),
@@ -423,6 +453,7 @@ mod tests {
         number: usize,
         lane: usize,
         job: Option<JobId>,
+        aside: bool,
     }
 
     /// The rules, written out: in one list whoever has a place, in another those who wait, in order
@@ -547,7 +578,7 @@ mod tests {
             let (number, now) = (self.next, self.model.refusal(lane).is_none());
             self.next += 1;
             assert_eq!(matches!(admission, Admission::Now(_)), now);
-            let one = Someone { number, lane, job: None };
+            let one = Someone { number, lane, job: None, aside: false };
             match now {
                 true => self.model.placed.push(one),
                 false => self.model.waiting.push_back(one),
@@ -576,10 +607,13 @@ mod tests {
                     self.model.closed = true;
                 }
                 Op::CutOff => self.cut_off(),
-                Op::Occupy(at) | Op::Turn(at) | Op::Drop(at) if !self.admissions.is_empty() => {
+                Op::Occupy(at) | Op::SetAside(at) | Op::Turn(at) | Op::Drop(at)
+                    if !self.admissions.is_empty() =>
+                {
                     let at = at % self.admissions.len();
                     match op {
                         Op::Occupy(_) => self.occupy(at),
+                        Op::SetAside(_) => self.set_aside(at),
                         Op::Turn(_) => self.turn(at),
                         _ => {
                             let (number, admission) = self.admissions.swap_remove(at);
@@ -601,7 +635,18 @@ mod tests {
             let id = JobId::random().unwrap();
             let occupied = admission.occupy(id);
             assert_eq!(occupied.is_err(), self.model.cut_off);
-            self.model.find(*number).job = occupied.ok().map(|()| id);
+            let one = self.model.find(*number);
+            one.aside &= occupied.is_err();
+            one.job = occupied.ok().map(|()| id);
+        }
+
+        fn set_aside(&mut self, at: usize) {
+            let (number, admission) = &mut self.admissions[at];
+            admission.set_aside();
+            let one = self.model.find(*number);
+            one.aside = true;
+            let had_job = one.job.take().is_some();
+            self.model.finished += usize::from(had_job);
         }
 
         /// A ticket has its place as soon as the model says so, and not before.
@@ -637,6 +682,9 @@ mod tests {
             let model = &self.model;
             let ledger = self.places().ledger();
             assert_eq!((ledger.taken, ledger.waiting), (model.placed.len(), model.waiting.len()));
+            let mut all = model.placed.iter().chain(&model.waiting);
+            let idle = all.all(|one| one.aside) && model.undecided == 0;
+            assert_eq!(ledger.is_idle(), idle);
             let ends = ledger.ends;
             assert_eq!((ends.finished, ends.undecided), (model.finished, model.undecided));
             for (at, lane) in self.lanes.iter().enumerate() {
@@ -697,7 +745,7 @@ mod tests {
             let ledger = state.places.ledger();
             prop_assert_eq!((ledger.taken, ledger.waiting, ledger.lanes.len()), (0, 0, 0));
             prop_assert!(ledger.jobs.is_empty() && ledger.stands.is_empty());
-            prop_assert_eq!(ledger.ends.undecided, model.undecided);
+            prop_assert_eq!((ledger.ends.undecided, ledger.aside), (model.undecided, 0));
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Registration: a job is stored before its 202 is sent, and taken back if no 202 was sent.
 
 use std::{
-    future::Future,
+    convert::Infallible,
+    future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
@@ -9,6 +10,7 @@ use std::{
 
 use tokio::{
     runtime::Handle,
+    sync::oneshot,
     task::{JoinHandle, coop::unconstrained},
 };
 
@@ -89,6 +91,13 @@ impl Registered {
         }
     }
 
+    /// Its request is gone before there was a job.
+    fn set_aside(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            admission.set_aside();
+        }
+    }
+
     /// What runs the job, whatever becomes of the request.
     pub(super) fn into_parts(mut self) -> Option<(Admission, Handle)> {
         Some((self.admission.take()?, self.runtime.clone()))
@@ -132,7 +141,8 @@ fn interrupted() -> Change {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let Some(admission) = self.admission.take() else { return };
+        let Some(mut admission) = self.admission.take() else { return };
+        admission.set_aside();
         let id = self.record.id();
         match self.record.attempt() {
             None => insist(&self.runtime, admission, id, move |store| withdraw(store, id)),
@@ -155,7 +165,11 @@ pub(crate) struct Registering {
 enum Insertion {
     /// `None` once it was given away.
     Done(Option<Registered>),
-    UnderWay(JoinHandle<Result<Registered, Refusal>>),
+    UnderWay {
+        task: JoinHandle<Result<Registered, Refusal>>,
+        /// Dropped with the request, it tells the task so.
+        _wanted: oneshot::Sender<Infallible>,
+    },
 }
 
 impl Registering {
@@ -183,10 +197,19 @@ impl Registering {
             }
             Poll::Pending => {
                 let runtime = registered.runtime.clone();
-                Insertion::UnderWay(runtime.spawn(async move {
-                    let inserted = answer.await;
+                let (wanted, mut unwanted) = oneshot::channel();
+                let task = runtime.spawn(async move {
+                    let inserted = poll_fn(|cx| {
+                        if !unwanted.is_terminated() && Pin::new(&mut unwanted).poll(cx).is_ready()
+                        {
+                            registered.set_aside();
+                        }
+                        Pin::new(&mut answer).poll(cx)
+                    })
+                    .await;
                     registered.inserted(inserted).map(|()| registered)
-                }))
+                });
+                Insertion::UnderWay { task, _wanted: wanted }
             }
         };
         Ok(Self { id, work })
@@ -206,7 +229,7 @@ impl Future for Registering {
             #[expect(clippy::expect_used, reason = "as every future")]
             Insertion::Done(registered) => registered.take().expect("polled after it was ready"),
             // Unconstrained: the handler, polled before it, may have used up the task's budget.
-            Insertion::UnderWay(task) => match ready!(pin!(unconstrained(task)).poll(cx)) {
+            Insertion::UnderWay { task, .. } => match ready!(pin!(unconstrained(task)).poll(cx)) {
                 Ok(registered) => registered?,
                 // The task is only ever lost with its runtime.
                 Err(lost) => {
