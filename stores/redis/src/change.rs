@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::{ScriptInvocation, Value};
-use tower_offload::{Change, End, Error, ErrorKind, JobId, Record, store::Changed};
+use tower_offload::{Change, End, Error, ErrorKind, JobId, Record, Status, store::Changed};
 
 use crate::{
     error::corrupt,
@@ -44,6 +44,7 @@ impl Inner {
         call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(id.partition())).arg(&*self.node.id());
         brought(&change, &mut call)?;
+        let local = self.local.get(id);
         let answer = match &chunks {
             Some((key, bytes)) => match self.send_chunks(key, bytes).await {
                 Ok(()) => self.run(&call, "cannot change a job").await,
@@ -61,17 +62,24 @@ impl Inner {
         match read::<Vec<Value>>(answer)?.as_slice() {
             [applied, hash] => {
                 let record = fields::record(id, hash)?.ok_or_else(|| corrupt("an empty record"))?;
+                self.local.seen(id, Some(&record));
+                if record.status() == Status::Queued && record.attempt().is_some() {
+                    self.local.drop_same(id, local);
+                }
                 match read::<bool>(applied.clone())? {
                     true => {
-                        if record.status().is_end() && !matches!(change, Change::Remove) {
-                            self.ended.note(id, matches!(change, Change::Cancel));
+                        if matches!(change, Change::Cancel) {
+                            self.canceled.note(id);
                         }
                         Ok(Changed::Applied(record))
                     }
                     false => Ok(Changed::Refused(record)),
                 }
             }
-            _ => Ok(Changed::Unknown),
+            _ => {
+                self.local.seen(id, None);
+                Ok(Changed::Unknown)
+            }
         }
     }
 

@@ -12,8 +12,8 @@ use tower_offload::{Error, JobId, Record};
 use crate::error::corrupt;
 
 /// The members of a record and their letters. What a newer version has beside is under its whole
-/// name, and left as it is. `n`, `y` and `d` are the store's own: the bytes of the outcome, the node,
-/// and whether another request was given the job by its claim.
+/// name, and left as it is. `n`, `y`, `d` and `u` are the store's own: the bytes of the outcome, the node,
+/// whether another request was given the job by its claim, and the call that has taken the job.
 const NAMES: [(&str, &str); 16] = [
     (FORMAT.0, FORMAT.1),
     ("status", "s"),

@@ -4,7 +4,7 @@
 //! {PREFIX:PARTITION}:j:ID      a job's record, a hash: its fields are in fields.rs
 //! {PREFIX:PARTITION}:o:ID      its outcome, a string, or a list of its chunks
 //! {PREFIX:PARTITION}:o:ID:TRY  chunks that are being sent, for an hour at most
-//! {PREFIX:PARTITION}:x:ID      a note, for an hour, that this job is not to be any more
+//! {PREFIX:PARTITION}:x:NODE    the last call of a node that undid an insert before it was there
 //! {PREFIX:PARTITION}:c:KEY     the id of the job that has the claim on this key
 //! {PREFIX:PARTITION}:i         the ended jobs, by when they expire: a sorted set
 //! {PREFIX:PARTITION}:n         how many jobs there are by policy, and the bytes of their outcomes
@@ -12,7 +12,7 @@
 //! {PREFIX:PARTITION}:f         the nodes that were taken for dead, by when they were
 //! {PREFIX:PARTITION}:q:POLICY  the ids of durable jobs that wait, by when they are due: a sorted set
 //! {PREFIX:PARTITION}:b:ID      the request of a durable job
-//! {PREFIX:PARTITION}:t:TAKE    the id that a call has taken, for ten minutes, should its answer be lost
+//! {PREFIX:PARTITION}:t:TAKE    the id that a call has taken, while the job runs, should its answer be lost
 //! {PREFIX:PARTITION}:d         the durable jobs that were given up, by when they expire
 //! {PREFIX:PARTITION}:changes   the channel on which changes are told
 //! {PREFIX:nodes}:l             the nodes by when they have renewed their leases: a sorted set
@@ -80,10 +80,6 @@ impl Keys {
 
     pub(crate) fn request(&self, id: JobId) -> String {
         format!("{}b:{id}", self.base(id.partition()))
-    }
-
-    pub(crate) fn taken(&self, partition: u8, call: JobId) -> String {
-        format!("{}t:{call}", self.base(partition))
     }
 
     pub(crate) fn given_up(&self, partition: u8) -> String {

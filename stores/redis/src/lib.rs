@@ -35,6 +35,7 @@ mod locked;
 mod node;
 mod queue;
 mod queued;
+mod reconcile;
 mod reconnect;
 mod replicas;
 mod scripts;

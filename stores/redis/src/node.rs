@@ -12,6 +12,7 @@
 //! is refused by the same step that would write it.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
@@ -19,7 +20,7 @@ use std::{
 use tokio::{task::JoinHandle, time::Instant};
 use tower_offload::{Error, JobId};
 
-use crate::{fields::read, locked::locked, store::Inner};
+use crate::{fields::read, locked::locked, reconcile, store::Inner};
 
 /// A lease is renewed so many times while it lasts.
 const RENEWALS: u32 = 4;
@@ -28,29 +29,50 @@ const RENEWALS: u32 = 4;
 /// dead.
 #[derive(Debug)]
 pub(crate) struct Node {
-    id: Mutex<Arc<str>>,
+    names: Mutex<Names>,
     lease: Duration,
 }
+
+#[derive(Debug)]
+struct Names {
+    id: Arc<str>,
+    /// The last [`FORMER`] before it, under which calls may still be on their way.
+    former: VecDeque<Arc<str>>,
+}
+
+/// An insert under an older name is refused by that name's fence: it is in every partition once the
+/// jobs of the name have ended, which takes a lease or two, and each name has lasted for a lease.
+const FORMER: usize = 16;
 
 impl Node {
     /// # Errors
     /// If the operating system has no random numbers to give.
     pub(crate) fn new(lease: Duration) -> Result<Self, Error> {
-        Ok(Self { id: Mutex::new(name()?), lease })
+        let names = Names { id: name()?, former: VecDeque::new() };
+        Ok(Self { names: Mutex::new(names), lease })
     }
 
     pub(crate) fn id(&self) -> Arc<str> {
-        Arc::clone(&locked(&self.id))
+        Arc::clone(&locked(&self.names).id)
+    }
+
+    /// The names that it had before.
+    pub(crate) fn former(&self) -> Vec<String> {
+        locked(&self.names).former.iter().map(ToString::to_string).collect()
     }
 
     /// Takes another name, unless somebody else has done so since it was this one.
     fn rename(&self, from: &str) -> Result<Arc<str>, Error> {
         let next = name()?;
-        let mut id = locked(&self.id);
-        if &**id == from {
-            *id = next;
+        let mut names = locked(&self.names);
+        if &*names.id == from {
+            let before = std::mem::replace(&mut names.id, next);
+            names.former.push_back(before);
+            if names.former.len() > FORMER {
+                names.former.pop_front();
+            }
         }
-        Ok(Arc::clone(&id))
+        Ok(Arc::clone(&names.id))
     }
 }
 
@@ -187,6 +209,7 @@ pub(crate) async fn keep(inner: Weak<Inner>, lease: Duration) {
     // Twice what is between two renewals when all is well.
     let mut health = Health::new(every * 2);
     let mut burying: Option<JoinHandle<()>> = None;
+    let mut reconciled = Instant::now();
     loop {
         tokio::time::sleep(every).await;
         let Some(inner) = inner.upgrade() else { return };
@@ -195,13 +218,14 @@ pub(crate) async fn keep(inner: Weak<Inner>, lease: Duration) {
                 health.seen(server);
                 inner.listen().await;
                 let is_free = burying.as_ref().is_none_or(JoinHandle::is_finished);
-                if is_free && inner.waiters.was_cut() {
+                let was_cut = is_free && inner.waiters.was_cut();
+                if is_free && !was_cut {
+                    inner.canceled.redis_is_well();
+                }
+                if was_cut || is_free && reconciled.elapsed() >= reconcile::EVERY {
+                    reconciled = Instant::now();
                     let inner = Arc::clone(&inner);
-                    burying = Some(tokio::spawn(async move {
-                        if inner.end_again().await.is_err() {
-                            inner.waiters.set_cut();
-                        }
-                    }));
+                    burying = Some(tokio::spawn(async move { compare(&inner, was_cut).await }));
                 } else if health.has_lasted(lease) && is_free && !overdue.is_empty() {
                     // Beside the renewals: it may take longer than a lease.
                     let inner = Arc::clone(&inner);
@@ -214,6 +238,21 @@ pub(crate) async fn keep(inner: Weak<Inner>, lease: Duration) {
                 inner.reopen().await;
             }
         }
+    }
+}
+
+/// Finds out what Redis has lost, where a connection was lost, and what it lists beside what runs here.
+async fn compare(inner: &Inner, was_cut: bool) {
+    let compared = async {
+        if was_cut {
+            inner.cancel_again().await?;
+        }
+        inner.reconcile().await
+    };
+    if let Err(error) = compared.await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot compare jobs yet");
+        // Once more at the next renewal.
+        inner.waiters.set_cut();
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     error::corrupt,
     fields::{self, read},
     locked::locked,
-    store::Inner,
+    store::{Inner, fenced},
 };
 
 /// So often all partitions are looked at, for what is due by now and what nobody was told of.
@@ -103,10 +103,23 @@ impl Inner {
         record: &Record,
         request: &Bytes,
     ) -> Result<Inserted, Error> {
+        if let Some(enqueued) = self.enqueue_from_here(record, request).await? {
+            return Ok(enqueued);
+        }
+        self.renew().await?;
+        self.enqueue_from_here(record, request).await?.ok_or_else(fenced)
+    }
+
+    /// `None` where this node was taken for dead.
+    async fn enqueue_from_here(
+        &self,
+        record: &Record,
+        request: &Bytes,
+    ) -> Result<Option<Inserted>, Error> {
         let (id, partition) = (record.id(), record.id().partition());
         let mut call = self.scripts.enqueue.prepare_invoke();
         call.key(self.keys.job(id)).key(self.keys.index(partition));
-        call.key(self.keys.counts(partition));
+        call.key(self.keys.counts(partition)).key(self.keys.fences(partition));
         if let Some(claim) = self.claim_of(record)? {
             call.key(claim);
         }
@@ -155,16 +168,18 @@ impl Inner {
         partition: u8,
         policy: &str,
     ) -> Result<Option<(Record, Bytes)>, Error> {
-        let this = JobId::random()?;
+        let (this, taking) = (JobId::random()?.to_string(), self.local.taking(partition));
         loop {
             let mut call = self.scripts.take.prepare_invoke();
             call.key(self.keys.queue(partition, policy)).key(self.keys.fences(partition));
-            call.key(self.keys.taken(partition, this));
             call.arg(&*self.node.id()).arg(self.keys.jobs(partition));
-            call.arg(self.connection().publish()).arg(self.keys.channel(partition));
+            call.arg(self.connection().publish()).arg(self.keys.channel(partition)).arg(&this);
             match self.run(&call, "cannot take a job").await {
                 Ok(answer) => {
                     let answer = read::<Vec<Value>>(answer)?;
+                    if let [id, _, ..] = answer.as_slice() {
+                        taking.took(read::<String>(id.clone())?.parse()?);
+                    }
                     match taken(&answer) {
                         Ok(Taken::Nothing) => return Ok(None),
                         Ok(Taken::Job(record, request)) => return Ok(Some((*record, request))),
@@ -309,10 +324,11 @@ fn taken(answer: &[Value]) -> Result<Taken, Error> {
     }
 }
 
-/// What a script says of an insertion.
-pub(crate) fn inserted(answer: &[Value]) -> Result<Inserted, Error> {
+/// What a script says of an insertion; `None` where its node is fenced.
+pub(crate) fn inserted(answer: &[Value]) -> Result<Option<Inserted>, Error> {
     match answer {
-        [] => Ok(Inserted::New),
+        [] => Ok(Some(Inserted::New)),
+        [refused] if read::<String>(refused.clone())? == "fenced" => Ok(None),
         [_known] => {
             let message = "a job with this id is there already";
             Err(Error::new(ErrorKind::StoreUnavailable, message))
@@ -320,7 +336,8 @@ pub(crate) fn inserted(answer: &[Value]) -> Result<Inserted, Error> {
         [holder, hash, ..] => {
             let holder = read::<String>(holder.clone())?.parse()?;
             let record = fields::record(holder, hash)?;
-            record.map(Inserted::Claimed).ok_or_else(|| corrupt("a claim is nobody's"))
+            let record = record.ok_or_else(|| corrupt("a claim is nobody's"))?;
+            Ok(Some(Inserted::Claimed(record)))
         }
     }
 }

@@ -50,6 +50,7 @@ scripts! {
     take: include_str!("lua/take.lua"),
     given_up: include_str!("lua/given_up.lua"),
     queued: include_str!("lua/queued.lua"),
+    hand_back: include_str!("lua/hand_back.lua"),
 }
 
 /// The whole text of a script: what all have in common comes after the first line.

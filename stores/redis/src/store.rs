@@ -16,11 +16,12 @@ use tower_offload::{
 use crate::{
     Builder,
     connect::Connection,
-    ended::Ended,
+    ended::Canceled,
     fields::{self, read},
     keys::Keys,
     node::{self, Node},
     queue::inserted,
+    reconcile::LocalJobs,
     replicas::Replicas,
     scripts::Scripts,
     waiters::{Versions, Waiters},
@@ -55,7 +56,9 @@ pub(crate) struct Inner {
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) timeout: Duration,
     pub(crate) calls: AtomicU64,
-    pub(crate) ended: Ended,
+    pub(crate) canceled: Canceled,
+    /// What runs here.
+    pub(crate) local: LocalJobs,
 }
 
 impl fmt::Debug for RedisStore {
@@ -95,7 +98,7 @@ impl RedisStore {
         let (scripts, node) = (Scripts::new(), Node::new(lease)?);
         let connection = Mutex::new(connection);
         let calls = AtomicU64::new(0);
-        let ended = Ended::default();
+        let (canceled, local) = (Canceled::default(), LocalJobs::new());
         let inner = Arc::new(Inner {
             connection,
             builder,
@@ -106,7 +109,8 @@ impl RedisStore {
             waiters,
             timeout,
             calls,
-            ended,
+            canceled,
+            local,
         });
         // Before there can be any job of it: only a node with a lease can be found dead.
         inner.renew().await?;
@@ -182,13 +186,18 @@ impl Store for RedisStore {
 
 impl Inner {
     async fn insert(&self, record: &Record) -> Result<Inserted, Error> {
-        if let Some(inserted) = self.insert_from_here(record).await? {
-            return Ok(inserted);
+        let inserting = self.local.inserting(record.id());
+        let inserted = match self.insert_from_here(record).await? {
+            Some(inserted) => inserted,
+            None => {
+                self.renew().await?;
+                self.insert_from_here(record).await?.ok_or_else(fenced)?
+            }
+        };
+        if let Inserted::Claimed(_) = &inserted {
+            inserting.refused();
         }
-        // Taken for dead. Under another identity this process has a lease again.
-        self.renew().await?;
-        let fenced = || Error::new(ErrorKind::StoreUnavailable, "this node was taken for dead");
-        self.insert_from_here(record).await?.ok_or_else(fenced)
+        Ok(inserted)
     }
 
     /// `None` where this node was taken for dead.
@@ -204,10 +213,7 @@ impl Inner {
         call.arg(fields::member(record, "policy")?).arg(self.number()).arg(fields::of(record)?);
         let answer =
             read::<Vec<Value>>(self.run_replicated(&call, partition, "cannot keep a job").await?)?;
-        match answer.as_slice() {
-            [refused] if read::<String>(refused.clone())? == "fenced" => Ok(None),
-            answer => inserted(answer).map(Some),
-        }
+        inserted(&answer)
     }
 
     /// The key of the job's claim, if it has one.
@@ -226,7 +232,12 @@ impl Inner {
         self.keys_of(id, &mut call);
         call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(id.partition())).arg(&*self.node.id()).arg(self.number());
-        read(self.run(&call, "cannot take a job back").await?)
+        call.arg(self.node.former());
+        let is_gone = read(self.run(&call, "cannot take a job back").await?)?;
+        if is_gone {
+            self.local.remove(id);
+        }
+        Ok(is_gone)
     }
 
     /// The keys that a script needs that changes a job.
@@ -239,7 +250,9 @@ impl Inner {
         let mut command = redis::cmd("HGETALL");
         command.arg(self.keys.job(id));
         let hash = self.ask(&command, "cannot read a job").await?;
-        fields::record(id, &hash)
+        let record = fields::record(id, &hash)?;
+        self.local.seen(id, record.as_ref());
+        Ok(record)
     }
 
     async fn fetch(self: Arc<Self>, id: JobId) -> Result<Option<(Record, Option<Fetched>)>, Error> {
@@ -302,6 +315,11 @@ impl Inner {
         let left = u64::try_from(left).ok().map(|left| Duration::from_millis(left + 1));
         Ok(Some((Versions { version, status_version }, left)))
     }
+}
+
+/// A process that was taken for dead goes on under another name; this one was again.
+pub(crate) fn fenced() -> Error {
+    Error::new(ErrorKind::StoreUnavailable, "this node was taken for dead")
 }
 
 fn bytes(value: Value) -> Result<Bytes, Error> {

@@ -20,7 +20,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower::ServiceExt;
-use tower_offload::{ErrorKind, Failure, Job, Offload, Policies, Policy, Status, Store};
+use tower_offload::{
+    Change, End, ErrorKind, Failure, Job, Offload, Outcome, Policies, Policy, Status, Store,
+    store::Changed,
+};
 use tower_offload_redis::{Builder, RedisStore};
 
 const LEASE: Duration = Duration::from_secs(1);
@@ -679,11 +682,11 @@ async fn a_take_that_is_made_again_does_not_give_what_is_another_nodes_by_now() 
     let script = format!("{head}\n{}\n{take}", include_str!("../src/lua/common.lua"));
     let key = |kind: &str| format!("{{{prefix}:03}}:{kind}");
     let take = || {
-        let keys = [key("q:work"), key("f"), key("t:call"), "late".into(), key("j:")];
-        let mut call = vec!["eval", &script, "3"];
+        let keys = [key("q:work"), key("f"), "late".into(), key("j:")];
+        let mut call = vec!["eval", &script, "2"];
         call.extend(keys.iter().map(String::as_str));
         let channel = key("changes");
-        call.extend(["publish", &channel]);
+        call.extend(["publish", &channel, "call"]);
         server.cli(&call)
     };
     server.cli(&["zadd", &format!("{{{prefix}:nodes}}:l"), "1", "late"]);
@@ -700,4 +703,139 @@ async fn a_take_that_is_made_again_does_not_give_what_is_another_nodes_by_now() 
     assert_eq!((other.id(), other.attempt()), (record.id(), Some(2)));
     let again = take();
     assert_eq!(again.trim(), "fenced");
+}
+
+fn done() -> Change {
+    let head = http::Response::new(()).into_parts().0;
+    Change::Finish(End::Response(Outcome::new(&head, b"done", None)))
+}
+
+#[tokio::test]
+async fn a_take_can_be_made_again_for_as_long_as_its_job_runs() {
+    let server = Server::start(&[]);
+    let builder = RedisStore::builder(server.url()).prefix(fresh_prefix());
+    let store = builder.connect().await.unwrap();
+    for end in [done(), Change::Cancel, Change::Finish(End::Failure(Failure::Interrupted))] {
+        store.enqueue(in_partition(3), "request".into(), 0).await.unwrap();
+        let (record, _) = store.take("work".into()).await.unwrap().unwrap();
+        let note = server.cli(&["keys", "*:t:*"]);
+        assert_eq!(server.cli(&["get", note.trim()]).trim(), record.id().to_string());
+        assert_eq!(server.cli(&["pttl", note.trim()]).trim(), "-1", "it has a time of its own");
+        assert!(matches!(store.change(record.id(), end).await.unwrap(), Changed::Applied(_)));
+        assert_eq!(server.cli(&["keys", "*:t:*"]).trim(), "");
+    }
+    let (record, _) = store.take("work".into()).await.unwrap().unwrap();
+    store.take_back(record.id()).await.unwrap();
+    assert_eq!(server.cli(&["keys", "*:t:*"]).trim(), "");
+}
+
+/// Takes and ends jobs until told to stop.
+async fn takes_and_ends(store: RedisStore, stop: Arc<std::sync::atomic::AtomicBool>) {
+    while !stop.load(SeqCst) {
+        let Ok(Some((record, _))) = store.take("work".into()).await else {
+            sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        while store.change(record.id(), done()).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Answers to takes are lost, and what made the takes repeatable as well, as after any time.
+#[tokio::test]
+async fn jobs_whose_takes_lost_their_answers_are_all_run() {
+    let server = Server::start(&[]);
+    let (prefix, proxy) = (fresh_prefix(), Proxy::start(server.port).await);
+    let builder = |url| RedisStore::builder(url).prefix(prefix.clone()).lease(LEASE);
+    let accepts = builder(server.url()).connect().await.unwrap();
+    let takes = builder(proxy.url()).timeout(Duration::from_millis(300)).connect().await.unwrap();
+    let mut ids = Vec::new();
+    for number in 0..300_u16 {
+        let record = in_partition((number % 64) as u8);
+        ids.push(record.id());
+        accepts.enqueue(record, "request".into(), 0).await.unwrap();
+    }
+    let stop = Arc::default();
+    let tasks: Vec<_> =
+        (0..8).map(|_| tokio::spawn(takes_and_ends(takes.clone(), Arc::clone(&stop)))).collect();
+    let keys = |kind: &str| {
+        let keys = server.cli(&["keys", &format!("*:{kind}:*")]);
+        keys.lines().filter(|key| !key.is_empty()).count()
+    };
+    until("some are ended", || keys("b") < 250).await;
+    proxy.drop_answers(true);
+    // Each waits for its answer by now.
+    until("takes have lost their answers", || keys("t") >= 4).await;
+    let notes = server.cli(&["keys", "*:t:*"]);
+    let mut del = vec!["del"];
+    del.extend(notes.lines());
+    server.cli(&del);
+    proxy.cut();
+    proxy.drop_answers(false);
+    proxy.mend();
+    let begun = Instant::now();
+    loop {
+        let mut ended = 0;
+        for id in &ids {
+            let record = accepts.read(*id).await.unwrap().unwrap();
+            ended += usize::from(record.status() == Status::Succeeded);
+        }
+        if ended == ids.len() {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{ended} of {} are run", ids.len());
+        sleep(Duration::from_millis(200)).await;
+    }
+    stop.store(true, SeqCst);
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn jobs_that_run_here_are_not_handed_back_when_connections_are_lost() {
+    let server = Server::start(&[]);
+    let (prefix, proxy) = (fresh_prefix(), Proxy::start(server.port).await);
+    let builder = |url| RedisStore::builder(url).prefix(prefix.clone()).lease(LEASE * 4);
+    let watches = builder(server.url()).connect().await.unwrap();
+    let runs = builder(proxy.url()).connect().await.unwrap();
+    let mut ids = Vec::new();
+    for round in 0..4 {
+        for number in 0..16 {
+            let plain = tower_offload::Record::running(
+                tower_offload::JobId::random().unwrap(),
+                std::time::SystemTime::now(),
+                Duration::from_secs(60),
+            );
+            ids.push(plain.id());
+            runs.insert(plain, 0).await.unwrap();
+            let durable = in_partition(round * 16 + number);
+            ids.push(durable.id());
+            watches.enqueue(durable, "request".into(), 0).await.unwrap();
+        }
+        proxy.cut();
+        proxy.mend();
+        let mut taken = 0;
+        until_async(async || {
+            taken += usize::from(runs.take("work".into()).await.is_ok_and(|taken| taken.is_some()));
+            taken == 16
+        })
+        .await;
+        // A renewal, and a comparison behind it.
+        sleep(LEASE * 2).await;
+    }
+    for id in ids {
+        let record = watches.read(id).await.unwrap().unwrap();
+        assert_eq!((record.status(), record.attempt().unwrap_or(1)), (Status::Running, 1));
+        assert!(matches!(runs.change(id, done()).await.unwrap(), Changed::Applied(_)));
+    }
+}
+
+async fn until_async(mut holds: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        sleep(Duration::from_millis(5)).await;
+    }
 }

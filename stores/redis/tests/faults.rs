@@ -375,6 +375,9 @@ async fn an_insert_that_was_held_up_is_not_carried_out_after_it_was_taken_back()
         }
     }
     eprintln!("taken back after {:?}, {tried} tries", begun.elapsed());
+    // It holds for as long as the node lives, however long the insert is under way.
+    let note = server.cli(&["keys", "*:x:*"]);
+    assert_eq!(server.cli(&["pttl", note.trim()]).trim(), "-1", "{note}");
     wire.thaw();
     sleep(Duration::from_secs(1)).await;
     while store.take_back(running().id()).await.is_err() {}

@@ -1,9 +1,8 @@
 -- What the scripts share. It stands before each of them.
 
 -- What stands before the kind of a key: the tag by which a partition's keys are of one slot.
--- A job's key ends with 'j:' and 32 digits.
-local function base(job)
-  return string.sub(job, 1, -35)
+local function base(key)
+  return string.match(key, '^{[^}]*}:')
 end
 
 -- The server's time, as decimal digits: nanoseconds do not fit into the numbers of Lua.
@@ -60,6 +59,13 @@ local function sweep(index, counts, most)
   return #due
 end
 
+-- How long a fence is kept, in milliseconds: a week. What it holds off are writes that its node has sent
+-- and that are still on their way, and those of its process while that does not know of the fence. The
+-- first go with their connection, for which TCP keeps data for minutes (RFC 9293, 3.8.3); a process that
+-- was stopped for a week finds its connections closed, and all its jobs ended or in other hands, where
+-- `change.lua` refuses what it has to say with or without a fence.
+local FENCED = 7 * 86400 * 1000
+
 -- Whether a node was taken for dead, in this partition: what it wants is not done any more.
 local function is_fenced(fences, node)
   return redis.call('ZSCORE', fences, node) ~= false
@@ -67,7 +73,8 @@ end
 
 -- What a change has to know of a job, if it is there.
 local function load(job)
-  local found = redis.call('HMGET', job, 's', 'v', 'b', 'c', 't', 'x', 'k', 'p', 'n', 'y', 'a', 'm', 'd')
+  local found =
+    redis.call('HMGET', job, 's', 'v', 'b', 'c', 't', 'x', 'k', 'p', 'n', 'y', 'a', 'm', 'd', 'u')
   if not found[1] then
     return nil
   end
@@ -79,22 +86,32 @@ local function load(job)
     node = found[10], disclosed = found[13], fields = {},
     -- Of a durable job: how often it was begun, and may be.
     attempt = tonumber(found[11] or '0'), attempts = tonumber(found[12] or '0'),
+    -- The call that began it, as long as it runs.
+    take = found[14],
   }
 end
 
--- Where it is noted, for an hour, that a job is not to be: an insert that was held up on its way, and
--- whose error was told long ago, may come after what undoes it. Calls of a node are numbered.
-local function note(job)
-  return base(job) .. 'x:' .. string.sub(job, -32)
+-- The number of the last call by which a node has undone an insert that was not there yet. An insert can
+-- be held up on its way for longer than any time that could be chosen here, so the number is kept for as
+-- long as the node is not fenced: all inserts of the node with a lower number are refused in this
+-- partition. An insert that nobody has undone, and that the undoing call has overtaken, is refused as
+-- well, and its client is answered 503.
+local function undone_until(job, node)
+  return base(job) .. 'x:' .. node
 end
 
-local function forbid(job, node, number)
-  redis.call('SET', note(job), node .. ' ' .. number, 'PX', 3600000)
+-- Refuses the inserts before this call that come under these names: those that the process has had.
+local function forbid(job, number, nodes)
+  for _, node in ipairs(nodes) do
+    local key = undone_until(job, node)
+    if tonumber(number) > tonumber(redis.call('GET', key) or -1) then
+      redis.call('SET', key, number)
+    end
+  end
 end
 
 local function is_forbidden(job, node, number)
-  local by, since = string.match(redis.call('GET', note(job)) or '', '^(%S+) (%d+)$')
-  return by == node and tonumber(number) < tonumber(since)
+  return tonumber(number) < tonumber(redis.call('GET', undone_until(job, node)) or -1)
 end
 
 -- The job that has a claim, if there is one, for another request: {id, record}. The job can't be taken
@@ -167,6 +184,19 @@ local function given_up(job)
   return base(job) .. 'd'
 end
 
+-- Which job a call of take.lua has begun: see there.
+local function taken_by(job, call)
+  return base(job) .. 't:' .. call
+end
+
+-- The job is no longer run under the call that began it.
+local function forget_take(job)
+  if job.take then
+    redis.call('DEL', taken_by(job.key, job.take))
+    redis.call('HDEL', job.key, 'u')
+  end
+end
+
 -- Tells whoever takes durable jobs that there is one of this policy. The partition is in the tag.
 local function tell_arrival(how, job, policy)
   redis.call(how.command, how.channel, '+' .. string.match(job, ':(%d+)}') .. ' ' .. policy)
@@ -182,6 +212,7 @@ local function finish(job, id, index, how)
   if job.node then
     redis.call('SREM', runs(job.key, job.node), id)
   end
+  forget_take(job)
   if job.attempts > 0 then
     redis.call('ZREM', queue(job.key, job.policy), id)
     if job.is_given_up then
@@ -219,6 +250,7 @@ local function lose(job, id, index, how, reason, delay)
   set(job, 's', 'queued')
   count(job)
   redis.call('SREM', runs(job.key, job.node), id)
+  forget_take(job)
   redis.call('HDEL', job.key, 'b', 'y')
   redis.call('HSET', job.key, unpack(job.fields))
   redis.call('ZADD', queue(job.key, job.policy), clock() + delay, id)

@@ -8,7 +8,9 @@ local time = clock()
 -- From now on the node changes nothing in this partition. Other nodes of a cluster know nothing of the
 -- lease, so each partition is told.
 redis.call('ZADD', fences, 'NX', time, node)
-redis.call('ZREMRANGEBYSCORE', fences, '-inf', time - 7 * 86400 * 1000)
+redis.call('ZREMRANGEBYSCORE', fences, '-inf', time - FENCED)
+-- The fence refuses its inserts from now on.
+redis.call('DEL', undone_until(jobs, node))
 local ids, ended = redis.call('SRANDMEMBER', running, 100), {}
 for _, id in ipairs(ids) do
   -- One that is not as it should be keeps no other from its end.

@@ -5,8 +5,7 @@
 -- are over.
 local leases, fenced = KEYS[1], KEYS[2]
 local time = clock()
--- Who was away for a week takes no part any more: its process has long been ended.
-redis.call('ZREMRANGEBYSCORE', fenced, '-inf', time - 7 * 86400 * 1000)
+redis.call('ZREMRANGEBYSCORE', fenced, '-inf', time - FENCED)
 -- The clock was set back: who does not renew its lease from now on is dead a lease from now.
 for _, node in ipairs(redis.call('ZRANGEBYSCORE', leases, '(' .. time, '+inf')) do
   redis.call('ZADD', leases, time, node)

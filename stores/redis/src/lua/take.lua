@@ -1,10 +1,14 @@
 #!lua flags=allow-oom
 -- Begins the durable job of a policy that is due first.
--- KEYS: the queue, fences, and what this very call has taken, if it was made before.
--- ARGV: the node, what a job's key begins with, the command and channel to tell of it.
+-- KEYS: the queue, and fences.
+-- ARGV: the node, what a job's key begins with, the command and channel to tell of it, and the call: one
+-- whose answer was lost is made again under the same name. What it has taken is noted under that name for
+-- as long as the job runs, and the job has the name in its field `u`, so that whatever ends its run drops
+-- the note as well: an answer can be lost for longer than any time that could be chosen here.
 -- Gives {} if none is due, {'fenced'} if its node is, or {id, record, request}.
-local waiting, fences, taken = unpack(KEYS)
+local waiting, fences = unpack(KEYS)
 local node, jobs, how = ARGV[1], ARGV[2], {command = ARGV[3], channel = ARGV[4]}
+local call, taken = ARGV[5], taken_by(jobs, ARGV[5])
 local function answer(id)
   -- One that is of another type is as good as lost: whoever runs the job ends it.
   local kept = redis.pcall('GET', request(jobs .. id, id))
@@ -35,10 +39,11 @@ while true do
     set(job, 'b', time(job))
     set(job, 'a', math.min(job.attempt + 1, 65535))
     set(job, 'y', node)
+    set(job, 'u', call)
     count(job)
     redis.call('HSET', job.key, unpack(job.fields))
     redis.call('SADD', runs(job.key, node), id)
-    redis.call('SET', taken, id, 'PX', 600000)
+    redis.call('SET', taken, id)
     tell(how, id, job.version, job.version)
     return answer(id)
   end

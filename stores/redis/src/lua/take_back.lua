@@ -2,12 +2,12 @@
 -- Undoes an insertion: forgets the job, its outcome and its claim, unless another request was given the
 -- job, or it has a claim and was begun. Gives whether it is gone.
 -- KEYS: job, outcome, index, counts. ARGV: the job's id, the command and channel to tell of it, the node
--- that takes it back, and the number of its call.
+-- that takes it back, the number of its call, and the former names of the node.
 local key, outcome, index, counts = unpack(KEYS)
 local id = ARGV[1]
 local job = load(key)
 if not job then
-  forbid(key, ARGV[4], ARGV[5])
+  forbid(key, ARGV[5], {ARGV[4], unpack(ARGV, 6)})
   return 1
 end
 local has_begun = not job.queued or job.attempt > 0
@@ -20,6 +20,7 @@ end
 if job.node then
   redis.call('SREM', runs(key, job.node), id)
 end
+forget_take(job)
 if job.attempts > 0 then
   redis.call('ZREM', queue(key, job.policy), id)
 end

@@ -1,0 +1,18 @@
+#!lua flags=allow-oom
+-- Ends a job that is its node's here and that its process does not run, or queues it again.
+-- KEYS: job, the ids of those that run on the node, index.
+-- ARGV: the job's id, the command and channel to tell of it, the node, and the attempt that was seen.
+-- Gives whether it was handed back. One that has ended, or is another node's, only leaves the ids.
+local key, running, index = unpack(KEYS)
+local id, node = ARGV[1], ARGV[4]
+local job = load(key)
+if not job or not job.open or job.node ~= node then
+  redis.call('SREM', running, id)
+  return 0
+end
+-- It has been taken again since.
+if job.attempt ~= tonumber(ARGV[5]) then
+  return 0
+end
+lose(job, id, index, {command = ARGV[2], channel = ARGV[3]}, 'node_lost', 0)
+return 1
