@@ -15,7 +15,9 @@ use crate::{
 /// What is sent at once of an outcome, and read at once: Redis does nothing else meanwhile.
 const CHUNK: usize = 1 << 20;
 
-/// Chunks whose sender has gone are dropped after so long.
+/// Chunks whose sender has gone are dropped after so long, counted from the last one that was sent. A
+/// sender that is slower finds them gone: then nothing is changed (change.lua), and the next attempt sends
+/// its own, under another name.
 const CHUNKS_TTL: Duration = Duration::from_secs(3600);
 
 impl Inner {
@@ -47,10 +49,10 @@ impl Inner {
         let local = self.local.get(id);
         let answer = match &chunks {
             Some((key, bytes)) => match self.send_chunks(key, bytes).await {
-                Ok(()) => self.run(&call, "cannot change a job").await,
+                Ok(()) => self.run_of(id, &call, "cannot change a job").await,
                 Err(error) => Err(error),
             },
-            None => self.run(&call, "cannot change a job").await,
+            None => self.run_of(id, &call, "cannot change a job").await,
         };
         if let (Err(_), Some((key, _))) = (&answer, &chunks) {
             // The next attempt sends its own, and needs the room. If this fails they expire.
@@ -61,7 +63,8 @@ impl Inner {
         let answer = answer?;
         match read::<Vec<Value>>(answer)?.as_slice() {
             [applied, hash] => {
-                let record = fields::record(id, hash)?.ok_or_else(|| corrupt("an empty record"))?;
+                let record = self.record_of(id, hash).await?;
+                let record = record.ok_or_else(|| corrupt("an empty record"))?;
                 self.local.seen(id, Some(&record));
                 if record.status() == Status::Queued && record.attempt().is_some() {
                     self.local.drop_same(id, local);

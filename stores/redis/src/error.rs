@@ -20,3 +20,11 @@ pub(crate) fn failed(what: &'static str) -> impl Fn(RedisError) -> Error {
 pub(crate) fn corrupt(what: &'static str) -> Error {
     Error::new(ErrorKind::Corrupt, what)
 }
+
+/// Whether Redis has refused a call since a value in it is not what it should be: of another type, or one
+/// that a script cannot work with (redis, src/script.c and src/eval.c: an error of the code in a script
+/// is an `ERR`).
+pub(crate) fn is_of_a_value(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|error| error.downcast_ref());
+    source.is_some_and(|error: &RedisError| matches!(error.code(), Some("WRONGTYPE" | "ERR")))
+}

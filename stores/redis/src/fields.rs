@@ -5,6 +5,11 @@
 //! is. No value is longer than 64 bytes, but for a long progress: with one that is, Redis takes three
 //! times the memory for the hash (redis.conf, `hash-max-listpack-value`).
 
+use std::{
+    sync::LazyLock,
+    time::{Duration, SystemTime},
+};
+
 use redis::{FromRedisValue, Value, from_redis_value};
 use serde_json::{Map, Value as Json};
 use tower_offload::{Error, JobId, Record};
@@ -68,6 +73,17 @@ pub(crate) fn member(record: &Record, name: &str) -> Result<String, Error> {
     Ok(members(record)?.get(name).map_or_else(String::new, text))
 }
 
+/// The format of the records that this release reads.
+pub(crate) fn format() -> &'static str {
+    static FORMAT: LazyLock<String> = LazyLock::new(|| {
+        let any = "0".repeat(32).parse().and_then(|id| {
+            member(&Record::queued(id, SystemTime::UNIX_EPOCH, Duration::ZERO), "format")
+        });
+        any.unwrap_or_default()
+    });
+    &FORMAT
+}
+
 fn members(record: &Record) -> Result<Map<String, Json>, Error> {
     serde_json::from_slice(&record.to_bytes())
         .map_err(|error| corrupt("a record is not a JSON object").with_source(error))
@@ -95,6 +111,9 @@ pub(crate) fn record(id: JobId, hash: &Value) -> Result<Option<Record>, Error> {
                 false => serde_json::from_str(&value).unwrap_or(Json::String(value)),
             };
             members.insert((*name).to_owned(), value);
+        } else if name == "n" && value.parse::<u64>().is_err() {
+            // The scripts count with it.
+            return Err(corrupt("the bytes of an outcome are no number"));
         }
     }
     if !claim.is_empty() {

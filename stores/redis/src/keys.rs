@@ -13,7 +13,9 @@
 //! {PREFIX:PARTITION}:q:POLICY  the ids of durable jobs that wait, by when they are due: a sorted set
 //! {PREFIX:PARTITION}:b:ID      the request of a durable job
 //! {PREFIX:PARTITION}:t:TAKE    the id that a call has taken, while the job runs, should its answer be lost
-//! {PREFIX:PARTITION}:d         the durable jobs that were given up, by when they expire
+//! {PREFIX:PARTITION}:k         the time of the queues: the server's that was seen last, and what is added
+//! {PREFIX:PARTITION}:d         the jobs that were given up or are unreadable, by when they expire
+//! {PREFIX:PARTITION}:u:ID      an unreadable job's record as it was, and its outcome in u:ID:o
 //! {PREFIX:PARTITION}:changes   the channel on which changes are told
 //! {PREFIX:nodes}:l             the nodes by when they have renewed their leases: a sorted set
 //! {PREFIX:nodes}:f             those that were taken for dead

@@ -24,6 +24,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod call;
 mod change;
 mod connect;
@@ -45,6 +46,7 @@ pub mod simulation;
 #[cfg(feature = "simulation")]
 mod spread;
 mod store;
+mod unreadable;
 mod usage;
 mod waiters;
 

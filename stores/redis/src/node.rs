@@ -151,12 +151,30 @@ impl Inner {
             call.arg(node).arg(self.keys.jobs(partition));
             call.arg(self.connection().publish()).arg(self.keys.channel(partition));
             let answer = self.run(&call, "cannot end the jobs of a node").await?;
-            let (taken, ended): (usize, Vec<String>) = read(answer)?;
+            let (ended, unreadable, has_more): (Vec<String>, Vec<String>, bool) = read(answer)?;
             all += ended.len();
-            if taken == 0 {
+            for id in unreadable.iter().filter_map(|id| id.parse().ok()) {
+                let is_ended = self.end_unreadable(id, node).await?;
+                if !is_ended {
+                    self.unlist(id, node).await?;
+                }
+                all += usize::from(is_ended);
+            }
+            if !has_more {
                 return Ok(all);
             }
         }
+    }
+}
+
+impl Inner {
+    /// Lets a job be that cannot be ended although its record can be read: what else is in its partition
+    /// is not as it should be. It keeps no other job from its end.
+    async fn unlist(&self, id: JobId, node: &str) -> Result<(), Error> {
+        tracing::error!(job = %id, node, "a job of a lost node cannot be ended");
+        let mut command = redis::cmd("SREM");
+        command.arg(self.keys.running(id.partition(), node)).arg(id.to_string());
+        self.ask(&command, "cannot pass over a job").await.map(drop)
     }
 }
 

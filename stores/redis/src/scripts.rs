@@ -51,6 +51,8 @@ scripts! {
     given_up: include_str!("lua/given_up.lua"),
     queued: include_str!("lua/queued.lua"),
     hand_back: include_str!("lua/hand_back.lua"),
+    corrupt: include_str!("lua/corrupt.lua"),
+    due: include_str!("lua/due.lua"),
 }
 
 /// The whole text of a script: what all have in common comes after the first line.

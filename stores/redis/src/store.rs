@@ -17,10 +17,10 @@ use crate::{
     Builder,
     connect::Connection,
     ended::Canceled,
+    error::is_of_a_value,
     fields::{self, read},
     keys::Keys,
     node::{self, Node},
-    queue::inserted,
     reconcile::LocalJobs,
     replicas::Replicas,
     scripts::Scripts,
@@ -177,10 +177,7 @@ impl Store for RedisStore {
     }
 
     fn arrival(&self, policy: Arc<str>) -> StoreFuture<()> {
-        self.call(|inner| async move {
-            inner.arrival(&policy).await;
-            Ok(())
-        })
+        self.call(|inner| async move { inner.arrival(&policy).await })
     }
 }
 
@@ -213,7 +210,7 @@ impl Inner {
         call.arg(fields::member(record, "policy")?).arg(self.number()).arg(fields::of(record)?);
         let answer =
             read::<Vec<Value>>(self.run_replicated(&call, partition, "cannot keep a job").await?)?;
-        inserted(&answer)
+        self.inserted(&answer).await
     }
 
     /// The key of the job's claim, if it has one.
@@ -233,7 +230,7 @@ impl Inner {
         call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(id.partition())).arg(&*self.node.id()).arg(self.number());
         call.arg(self.node.former());
-        let is_gone = read(self.run(&call, "cannot take a job back").await?)?;
+        let is_gone = read(self.run_of(id, &call, "cannot take a job back").await?)?;
         if is_gone {
             self.local.remove(id);
         }
@@ -249,8 +246,11 @@ impl Inner {
     pub(crate) async fn read(&self, id: JobId) -> Result<Option<Record>, Error> {
         let mut command = redis::cmd("HGETALL");
         command.arg(self.keys.job(id));
-        let hash = self.ask(&command, "cannot read a job").await?;
-        let record = fields::record(id, &hash)?;
+        let hash = match self.ask(&command, "cannot read a job").await {
+            Err(error) if is_of_a_value(&error) => Value::Nil,
+            hash => hash?,
+        };
+        let record = self.record_of(id, &hash).await?;
         self.local.seen(id, record.as_ref());
         Ok(record)
     }
@@ -258,10 +258,14 @@ impl Inner {
     async fn fetch(self: Arc<Self>, id: JobId) -> Result<Option<(Record, Option<Fetched>)>, Error> {
         let mut call = self.scripts.fetch.prepare_invoke();
         call.key(self.keys.job(id)).key(self.keys.outcome(id));
-        let answer = self.run(&call, "cannot fetch a job").await?;
+        let answer = self.run_of(id, &call, "cannot fetch a job").await?;
         let mut parts = read::<Vec<Value>>(answer)?.into_iter();
         let hash = parts.next().unwrap_or(Value::Nil);
-        let Some(record) = fields::record(id, &hash)? else { return Ok(None) };
+        let Some(record) = self.record_of(id, &hash).await? else { return Ok(None) };
+        // One whose record could not be read has failed by now, and what it answered is kept elsewhere.
+        if record.response_status().is_none() {
+            return Ok(Some((record, None)));
+        }
         let outcome = match (parts.next(), parts.next()) {
             (None, _) => None,
             (Some(whole), None) => Some(Outcome::from_bytes(bytes(whole)?)?.into()),
@@ -279,7 +283,7 @@ impl Inner {
         call.key(self.keys.claim(&key)).arg(self.keys.jobs(partition));
         let answer = self.run_replicated(&call, partition, "cannot read a claim").await?;
         match read::<Vec<Value>>(answer)?.as_slice() {
-            [holder, hash] => fields::record(read::<String>(holder.clone())?.parse()?, hash),
+            [holder, hash] => self.record_of(read::<String>(holder.clone())?.parse()?, hash).await,
             _ => Ok(None),
         }
     }
@@ -306,8 +310,13 @@ impl Inner {
     async fn look(&self, id: JobId) -> Result<Option<(Versions, Option<Duration>)>, Error> {
         let mut call = self.scripts.look.prepare_invoke();
         call.key(self.keys.job(id));
-        let answer = self.run(&call, "cannot look at a job").await?;
-        let (version, status_version, left): (Option<u32>, Option<u32>, i64) = read(answer)?;
+        let answer = self.run_of(id, &call, "cannot look at a job").await?;
+        let Ok((version, status_version, left)) = read::<(Option<u32>, Option<u32>, i64)>(answer)
+        else {
+            // Whoever waits reads it, and finds that it has failed.
+            self.end_unreadable(id, &self.node.id()).await?;
+            return Ok(None);
+        };
         let (Some(version), Some(status_version)) = (version, status_version) else {
             return Ok(None);
         };

@@ -14,7 +14,7 @@ use redis::{PushInfo, PushKind, Value};
 use tokio::sync::Notify;
 use tower_offload::{JobId, store::Interest};
 
-use crate::{locked::locked, queue::Arrivals};
+use crate::{arrivals::Arrivals, locked::locked};
 
 /// Those who wait, by job.
 #[derive(Debug, Default)]
@@ -128,6 +128,7 @@ impl Waiters {
     }
 
     pub(crate) fn wake_all(&self) {
+        self.arrivals.may_have_missed();
         let all: Vec<_> = locked(&self.jobs).values().flatten().cloned().collect();
         all.iter().for_each(|waiter| waiter.woken.notify_one());
     }

@@ -21,8 +21,8 @@ use tokio::{
 };
 use tower::ServiceExt;
 use tower_offload::{
-    Change, End, ErrorKind, Failure, Job, Offload, Outcome, Policies, Policy, Status, Store,
-    store::Changed,
+    Change, End, ErrorKind, Failure, Job, Offload, Outcome, Policies, Policy, Record, Status,
+    Store, store::Changed,
 };
 use tower_offload_redis::{Builder, RedisStore};
 
@@ -686,7 +686,7 @@ async fn a_take_that_is_made_again_does_not_give_what_is_another_nodes_by_now() 
         let mut call = vec!["eval", &script, "2"];
         call.extend(keys.iter().map(String::as_str));
         let channel = key("changes");
-        call.extend(["publish", &channel, "call"]);
+        call.extend(["publish", &channel, "call", "1"]);
         server.cli(&call)
     };
     server.cli(&["zadd", &format!("{{{prefix}:nodes}}:l"), "1", "late"]);
@@ -756,23 +756,22 @@ async fn jobs_whose_takes_lost_their_answers_are_all_run() {
         ids.push(record.id());
         accepts.enqueue(record, "request".into(), 0).await.unwrap();
     }
+    // Where there are jobs is known by now, and the scripts are.
+    let (first, _) = takes.take("work".into()).await.unwrap().unwrap();
+    takes.change(first.id(), done()).await.unwrap();
+    proxy.lose_replies();
     let stop = Arc::default();
     let tasks: Vec<_> =
         (0..8).map(|_| tokio::spawn(takes_and_ends(takes.clone(), Arc::clone(&stop)))).collect();
-    let keys = |kind: &str| {
-        let keys = server.cli(&["keys", &format!("*:{kind}:*")]);
-        keys.lines().filter(|key| !key.is_empty()).count()
-    };
-    until("some are ended", || keys("b") < 250).await;
-    proxy.drop_answers(true);
-    // Each waits for its answer by now.
-    until("takes have lost their answers", || keys("t") >= 4).await;
+    until("takes have lost their answers", || {
+        server.cli(&["keys", "*:t:*"]).lines().count() == tasks.len()
+    })
+    .await;
     let notes = server.cli(&["keys", "*:t:*"]);
     let mut del = vec!["del"];
     del.extend(notes.lines());
     server.cli(&del);
     proxy.cut();
-    proxy.drop_answers(false);
     proxy.mend();
     let begun = Instant::now();
     loop {
@@ -837,5 +836,111 @@ async fn until_async(mut holds: impl AsyncFnMut() -> bool) {
     while !holds().await {
         assert!(begun.elapsed() < Duration::from_secs(30));
         sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Those whose records cannot be read fail, and none of the others waits for that.
+#[tokio::test]
+async fn jobs_behind_unreadable_ones_begin_at_once() {
+    let server = Server::start(&[]);
+    let (prefix, hands) = (fresh_prefix(), Hands::default());
+    let builder = || RedisStore::builder(server.url()).prefix(&prefix);
+    let accepts = Node::start(builder(), &hands, false).await;
+    let damages = [
+        "redis.call('HSET', KEYS[1], 'g', 'no JSON')",
+        "redis.call('HSET', KEYS[1], 'p', 'no \\255 text')",
+        "redis.call('HSET', KEYS[1], 'v', 'first')",
+        "redis.call('HSET', KEYS[1], 't', 'long')",
+        "redis.call('HDEL', KEYS[1], 'c')",
+        "redis.call('DEL', KEYS[1]) redis.call('SET', KEYS[1], 'text')",
+        "redis.call('DEL', KEYS[1]) redis.call('SADD', KEYS[1], 'a')",
+    ];
+    let mut bad = Vec::new();
+    for damage in damages.iter().cycle().take(14) {
+        let job = accepts.accepted("/charges/bad").await;
+        let id = job.rsplit('/').next().unwrap();
+        let key = server.cli(&["keys", &format!("*:j:{id}")]);
+        assert_eq!(server.cli(&["eval", damage, "1", key.trim()]).trim(), "", "{damage}");
+        bad.push(job);
+    }
+    let mut good = Vec::new();
+    for _ in 0..100 {
+        good.push(accepts.accepted("/charges/good").await);
+    }
+    let serves = Node::start(builder(), &hands, true).await;
+    until("the others have begun", || hands.begun.load(SeqCst) == 100).await;
+    for job in &good {
+        assert_eq!(app::ended(&accepts.app, job).await["status"], "succeeded");
+    }
+    for job in &bad {
+        let id = job.rsplit('/').next().unwrap().parse().unwrap();
+        let record = serves.store.read(id).await.unwrap().unwrap();
+        assert_eq!(record.failure(), Some(Failure::Corrupt));
+        // Those whose owner cannot be read are nobody's.
+        let answer = app::send(&serves.app, "GET", &format!("{job}/status")).await;
+        let wanted = if record.owner().is_some() { 200 } else { 404 };
+        assert_eq!(answer.status(), wanted, "{}", answer.body());
+    }
+    assert_eq!(hands.begun.load(SeqCst), 100);
+    let given_up = serves.store.given_up(100).await.unwrap();
+    assert_eq!(given_up.len(), bad.len());
+    // The requests are kept with them, and so are the records.
+    for kind in ["b", "u"] {
+        let kept = server.cli(&["keys", &format!("*:{kind}:*")]);
+        assert_eq!(kept.lines().count(), bad.len(), "{kind}: {kept}");
+        for key in kept.lines() {
+            assert_ne!(server.cli(&["pttl", key]).trim(), "-1", "{key} is kept for ever");
+        }
+    }
+    // One whose policy and owner are known can be sent again.
+    let is_known = |record: &&Record| record.policy().is_some() && record.owner().is_some();
+    let again = given_up.iter().find(is_known).unwrap();
+    let next = serves.store.send_again(again.id()).await.unwrap().unwrap();
+    assert_eq!(app::ended(&serves.app, &format!("/jobs/{next}")).await["status"], "succeeded");
+}
+
+/// A job that is not durable, and whose record is damaged while it runs: its permit is free again.
+#[tokio::test]
+async fn a_job_whose_record_is_damaged_as_it_runs_holds_nothing() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap();
+    let offload = Offload::builder("/jobs").store(store).max_running(1).build().unwrap();
+    let app = Router::new()
+        .route("/work", post(std::future::pending::<&str>))
+        .layer(offload.layer(Policy::always().name("work")))
+        .nest_service("/jobs", offload.status());
+    let accepted = app::send(&app, "POST", "/work").await;
+    let job = accepted.headers()[header::LOCATION].to_str().unwrap().to_owned();
+    assert_eq!(app::send(&app, "POST", "/work").await.status(), 503);
+    let key = server.cli(&["keys", "*:j:*"]);
+    server.cli(&["hset", key.trim(), "b", "yesterday"]);
+    let document = app::ended(&app, &job).await;
+    assert_eq!(document["error"]["type"], "urn:tower-offload:problem:corrupt");
+    until_async(async || app::send(&app, "POST", "/work").await.status() == 202).await;
+}
+
+/// While nothing runs, a worker that looks for jobs far away holds no permit.
+#[tokio::test]
+async fn an_idle_worker_costs_other_routes_nothing_where_redis_is_far() {
+    let server = Server::start(&[]);
+    let proxy = Proxy::start(server.port).await;
+    let builder = RedisStore::builder(proxy.url()).prefix(fresh_prefix());
+    let store = builder.timeout(Duration::from_secs(5)).connect().await.unwrap();
+    let offload = Offload::builder("/jobs").store(store).max_running(1).build().unwrap();
+    let table = Policies::otherwise(Policy::always().name("other"))
+        .at("/durable", Policy::always().durable().name("work"));
+    let app = Router::new()
+        .route("/durable", post(async || "done"))
+        .route("/other", post(async || "done"))
+        .layer(offload.layer(table))
+        .nest_service("/jobs", offload.status());
+    offload.serve_durable::<_, Body, _>(app.clone());
+    proxy.delay(Duration::from_millis(2));
+    for _ in 0..50 {
+        let accepted = app::send(&app, "POST", "/other").await;
+        assert_eq!(accepted.status(), 202, "{}", accepted.body());
+        let job = accepted.headers()[header::LOCATION].to_str().unwrap();
+        app::ended(&app, job).await;
+        until_async(async || offload.stats().await.unwrap().total().running == 0).await;
     }
 }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use support::{Cluster, Server, fresh_prefix};
+use support::{Cluster, Server, fresh_prefix, proxy::Proxy};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower_offload::{
-    Change, Claim, Digest, End, JobId, Outcome, Record, Status, Store,
+    Change, Claim, Digest, End, Failure, JobId, Outcome, Record, Status, Store,
     store::{Inserted, Interest},
 };
 use tower_offload_redis::RedisStore;
@@ -252,6 +252,7 @@ async fn one_job_that_is_not_as_it_should_be_keeps_no_other_from_its_end() {
     for id in &ids {
         left += usize::from(status(&alive, *id).await == Status::Running);
     }
+    assert_eq!(alive.read(wrong).await.unwrap().unwrap().failure(), Some(Failure::Corrupt));
     let sets = server.cli(&["keys", "*:r:*"]);
     assert_eq!(left, 0, "of {} jobs of a dead node; its sets: {sets:?}", ids.len());
 }
@@ -615,7 +616,7 @@ async fn a_durable_job_with_a_key_that_was_held_up_is_not_there_after_it_was_tak
 #[tokio::test]
 async fn a_change_missed_in_a_long_outage_is_seen_as_soon_as_redis_is_back() {
     let server = Server::start(&[]);
-    let proxy = support::proxy::Proxy::start(server.port).await;
+    let proxy = Proxy::start(server.port).await;
     let prefix = fresh_prefix();
     // A lease so long that no renewal replaces the connection.
     let builder = |url: String| RedisStore::builder(url).prefix(&prefix).lease(LEASE * 120);
@@ -665,4 +666,278 @@ async fn a_password_refused_on_reconnecting_is_told_to_the_calls_that_wait() {
     while store.read(id).await.is_err() {
         assert!(begun.elapsed() < Duration::from_secs(20));
     }
+}
+
+/// A durable job of the partition `00`.
+fn durable() -> Record {
+    let id = JobId::random_beside(&Digest::from([0; 32])).unwrap();
+    Record::queued(id, SystemTime::now(), TTL).with_policy("work".into()).with_attempts(3)
+}
+
+async fn enqueued(store: &RedisStore, jobs: usize) -> Vec<JobId> {
+    let mut ids = Vec::new();
+    for _ in 0..jobs {
+        let record = durable();
+        ids.push(record.id());
+        while store.enqueue(record.clone(), "request".into(), 0).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    ids
+}
+
+/// The next jobs that are taken, which are there by now.
+async fn taken(store: &RedisStore, jobs: usize) -> Vec<JobId> {
+    let (begun, mut ids) = (Instant::now(), Vec::new());
+    while ids.len() < jobs {
+        if let Ok(Some((record, _))) = store.take("work".into()).await {
+            ids.push(record.id());
+        } else {
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{} of {jobs} are taken", ids.len());
+    }
+    ids
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_delays_no_queued_job_and_changes_no_order() {
+    let server = Server::start_with_clock(0, &[]);
+    let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap();
+    let mut ids = Vec::new();
+    // Back twice, forward, and right again.
+    for seconds in [0, -3600, -7200, 3600, 0] {
+        server.set_clock(seconds);
+        ids.extend(enqueued(&store, 20).await);
+    }
+    assert_eq!(taken(&store, ids.len()).await, ids);
+}
+
+#[tokio::test]
+async fn jobs_of_one_millisecond_are_taken_in_their_order() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap();
+    let records: Vec<_> = (0..300).map(|_| durable()).collect();
+    // One behind the other over one connection, and none waits for the answer to another.
+    let enqueued: Vec<_> = records
+        .iter()
+        .map(|record| tokio::spawn(store.enqueue(record.clone(), "request".into(), 0)))
+        .collect();
+    for enqueued in enqueued {
+        enqueued.await.unwrap().unwrap();
+    }
+    let queue = server.cli(&["keys", "*:q:work"]);
+    let scores = server.cli(&["zrange", queue.trim(), "0", "-1", "withscores"]);
+    let scores: Vec<_> = scores.lines().skip(1).step_by(2).collect();
+    let mut distinct = scores.clone();
+    distinct.dedup();
+    assert_eq!(distinct.len(), 300, "two have the same time");
+    let times: Vec<f64> = scores.iter().map(|score| score.parse().unwrap()).collect();
+    let milliseconds: std::collections::BTreeSet<_> =
+        times.iter().map(|time| *time as u64).collect();
+    assert!(milliseconds.len() < 300, "no two are of one millisecond: nothing was tested");
+}
+
+/// A job that waits for its next attempt waits no longer when the clock is set back.
+#[tokio::test]
+async fn a_clock_that_is_set_back_makes_no_wait_longer() {
+    let server = Server::start_with_clock(0, &[]);
+    let prefix = fresh_prefix();
+    let builder = || RedisStore::builder(server.url()).prefix(&prefix);
+    let lost = builder().connect().await.unwrap();
+    let id = enqueued(&lost, 1).await[0];
+    assert_eq!(taken(&lost, 1).await, [id]);
+    let node = server.cli(&["hget", &format!("{{{prefix}:00}}:j:{id}"), "y"]);
+    server.cli(&["zadd", &format!("{{{prefix}:00}}:f"), "9999999999999", node.trim()]);
+    // It is queued again, to be due in a second.
+    lost.change(id, response(1)).await.unwrap();
+    assert_eq!(status(&lost, id).await, Status::Queued);
+    server.set_clock(-86_400);
+    let other = builder().connect().await.unwrap();
+    let begun = Instant::now();
+    assert_eq!(taken(&other, 1).await, [id]);
+    assert!(begun.elapsed() >= Duration::from_millis(500), "it did not wait");
+}
+
+#[tokio::test]
+async fn a_replica_that_takes_over_and_whose_clock_is_behind_delays_no_queued_job() {
+    let server = Server::start(&[]);
+    let primary = server.port.to_string();
+    let replica = Server::start_with_clock(-3600, &["--replicaof", "127.0.0.1", &primary]);
+    let begun = Instant::now();
+    while !server.has_a_replica() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "no replica");
+    }
+    let proxy = Proxy::start(server.port).await;
+    let builder = RedisStore::builder(proxy.url()).prefix(fresh_prefix()).wait_replicas(1);
+    let store = builder.timeout(Duration::from_secs(2)).connect().await.unwrap();
+    let mut ids = enqueued(&store, 20).await;
+    drop(server);
+    replica.cli(&["replicaof", "no", "one"]);
+    proxy.lead_to(replica.port);
+    // No replica is left to wait for.
+    let builder = RedisStore::builder(proxy.url()).prefix(store_prefix(&replica));
+    let store = builder.connect().await.unwrap();
+    ids.extend(enqueued(&store, 20).await);
+    assert_eq!(taken(&store, ids.len()).await, ids);
+}
+
+fn store_prefix(server: &Server) -> String {
+    let queue = server.cli(&["keys", "*:q:work"]);
+    queue.trim().trim_start_matches('{').split(':').next().unwrap().to_owned()
+}
+
+/// A look for jobs is one round trip: not one for each partition.
+#[tokio::test]
+async fn a_job_that_is_due_is_found_soon_where_redis_is_far() {
+    let server = Server::start(&[]);
+    let wire = Wire::start(server.port, Duration::from_millis(50)).await;
+    let prefix = fresh_prefix();
+    let near = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+    let far = RedisStore::builder(wire.url()).prefix(&prefix).connect().await.unwrap();
+    enqueued(&near, 1).await;
+    let begun = Instant::now();
+    far.arrival("work".into()).await.unwrap();
+    assert!(far.take("work".into()).await.unwrap().is_some());
+    // 64 would be more than six.
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+/// Whoever waits gives up before the answer to a look is there, time and again.
+#[tokio::test]
+async fn what_a_look_finds_is_not_lost_with_whoever_waited_for_it() {
+    let server = Server::start(&[]);
+    let wire = Wire::start(server.port, Duration::from_millis(50)).await;
+    let prefix = fresh_prefix();
+    let near = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+    let far = RedisStore::builder(wire.url()).prefix(&prefix).connect().await.unwrap();
+    enqueued(&near, 1).await;
+    let begun = Instant::now();
+    while timeout(Duration::from_millis(20), far.arrival("work".into())).await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "nothing arrives");
+    }
+    assert!(far.take("work".into()).await.unwrap().is_some());
+}
+
+/// What is done to a record, by its key, so that it cannot be read.
+const DAMAGES: [&str; 8] = [
+    "redis.call('HSET', KEYS[1], 'g', 'no JSON')",
+    "redis.call('HSET', KEYS[1], 'p', 'no \\255 text')",
+    "redis.call('HSET', KEYS[1], 'v', 'first')",
+    "redis.call('HSET', KEYS[1], 's', 'asleep')",
+    "redis.call('HDEL', KEYS[1], 'c')",
+    "redis.call('HDEL', KEYS[1], 't', 'o')",
+    "redis.call('DEL', KEYS[1]) redis.call('SET', KEYS[1], 'text')",
+    "redis.call('DEL', KEYS[1]) redis.call('RPUSH', KEYS[1], 'a', 'b')",
+];
+
+/// Whichever call comes upon a record that cannot be read ends its job, for good.
+#[tokio::test]
+async fn whatever_reads_a_damaged_record_ends_its_job() {
+    let server = Server::start(&[]);
+    type Call = fn(&RedisStore, JobId) -> std::pin::Pin<Box<dyn Future<Output = ()> + '_>>;
+    let calls: [(&str, Call); 8] = [
+        ("read", |store, id| Box::pin(async move { drop(store.read(id).await.unwrap()) })),
+        ("fetch", |store, id| Box::pin(async move { drop(store.fetch(id).await.unwrap()) })),
+        ("start", |store, id| {
+            Box::pin(async move { drop(store.change(id, Change::Start).await.unwrap()) })
+        }),
+        ("end", |store, id| {
+            Box::pin(async move { drop(store.change(id, response(10)).await.unwrap()) })
+        }),
+        ("large end", |store, id| {
+            Box::pin(async move { drop(store.change(id, response(2 << 20)).await.unwrap()) })
+        }),
+        ("cancel", |store, id| {
+            Box::pin(async move { drop(store.change(id, Change::Cancel).await.unwrap()) })
+        }),
+        ("wait", |store, id| {
+            Box::pin(async move {
+                while !store.read(id).await.unwrap().unwrap().status().is_end() {
+                    store.changed(id, 0, Interest::Status).await.unwrap();
+                }
+            })
+        }),
+        ("key", |store, id| {
+            Box::pin(async move {
+                let key = Digest::from([id.partition(); 32]);
+                let record =
+                    Record::running(JobId::random_beside(&key).unwrap(), SystemTime::now(), TTL);
+                let record = record.with_claim(Claim::new(key, key));
+                let Inserted::Claimed(holder) = store.insert(record, 0).await.unwrap() else {
+                    panic!("its claim is gone");
+                };
+                assert_eq!(holder.failure(), Some(Failure::Corrupt));
+            })
+        }),
+    ];
+    for (name, call) in calls {
+        for damage in DAMAGES {
+            let prefix = fresh_prefix();
+            let store = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+            let key = Digest::from([1; 32]);
+            let record =
+                Record::running(JobId::random_beside(&key).unwrap(), SystemTime::now(), TTL);
+            let record = record.with_policy("work".into()).with_owner(key);
+            let record = record.with_claim(Claim::new(key, key));
+            let id = record.id();
+            store.insert(record, 0).await.unwrap();
+            let job = format!("{{{prefix}:01}}:j:{id}");
+            assert_eq!(server.cli(&["exists", &job]).trim(), "1");
+            server.cli(&["eval", damage, "1", &job]);
+            call(&store, id).await;
+            let after = format!("{name}, after {damage}");
+            let record = store.read(id).await.unwrap().unwrap();
+            let is = (record.status(), record.failure());
+            assert_eq!(is, (Status::Failed, Some(Failure::Corrupt)), "{after}");
+            assert!(server.cli(&["pttl", &job]).trim().parse::<i64>().unwrap() > 0, "{after}");
+            let raw = server.cli(&["exists", &format!("{{{prefix}:01}}:u:{id}")]);
+            assert_eq!(raw.trim(), "1", "{after}");
+            assert_eq!(store.given_up(10).await.unwrap().len(), 1, "{after}");
+            let usage = store.usage().await.unwrap();
+            let sums = usage.iter().map(|policy| (policy.jobs, policy.bytes));
+            assert!(
+                sums.into_iter().all(|sums| sums == (1, 0) || sums == (0, 0)),
+                "{after}: {usage:?}"
+            );
+            assert_eq!(server.cli(&["keys", &format!("*{prefix}:*:r:*")]).trim(), "", "{after}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_ended_job_that_cannot_be_read_is_counted_once() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+    let record = running().with_policy("reports".into());
+    let id = record.id();
+    store.insert(record, 0).await.unwrap();
+    store.change(id, response(100)).await.unwrap();
+    assert!(store.usage().await.unwrap()[0].bytes > 0);
+    let job = format!("{{{prefix}:{:02}}}:j:{id}", id.partition());
+    server.cli(&["hset", &job, "n", "many"]);
+    let (record, outcome) = store.fetch(id).await.unwrap().unwrap();
+    assert_eq!(record.failure(), Some(Failure::Corrupt));
+    assert!(outcome.is_none());
+    let usage = store.usage().await.unwrap();
+    assert_eq!((usage.len(), usage[0].jobs, usage[0].bytes), (1, 1, 0));
+    let kept = format!("{{{prefix}:{:02}}}:u:{id}:o", id.partition());
+    assert_eq!(server.cli(&["exists", &kept]).trim(), "1", "what it answered is kept beside");
+}
+
+#[tokio::test]
+async fn names_and_numbers_that_are_damaged_do_not_fail_the_counts() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+    store.insert(running().with_policy("reports".into()), 0).await.unwrap();
+    let counts = format!("{{{prefix}:00}}:n");
+    let damage = "redis.call('HSET', KEYS[1], 'j\\255', 1, 'jother', 'many', '', 1)";
+    server.cli(&["eval", damage, "1", &counts]);
+    let usage = store.usage().await.unwrap();
+    assert!(
+        usage.iter().any(|of| of.policy.as_deref() == Some("reports") && of.jobs == 1),
+        "{usage:?}"
+    );
 }

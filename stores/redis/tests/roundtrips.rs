@@ -125,3 +125,39 @@ async fn each_call_is_one_command() {
     store.take_back(id).await.unwrap();
     sent("taken back", &["evalsha"]);
 }
+
+/// Looking for a job that is due is one command for all partitions, once a second; a job of which there was
+/// word is taken by one.
+#[tokio::test]
+async fn looking_for_jobs_is_one_command_a_second() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let builder = || RedisStore::builder(server.url()).prefix(&prefix);
+    let builder = || builder().lease(Duration::from_secs(3600));
+    let (store, other) = (builder().connect().await.unwrap(), builder().connect().await.unwrap());
+    let queued = || {
+        let id = JobId::random().unwrap();
+        let record = Record::queued(id, SystemTime::now(), Duration::from_secs(60));
+        record.with_policy("work".into()).with_attempts(1)
+    };
+    // The scripts are there once they have been asked for.
+    store.enqueue(queued(), "request".into(), 0).await.unwrap();
+    store.arrival("work".into()).await.unwrap();
+    assert!(store.take("work".into()).await.unwrap().is_some());
+    assert!(store.take("work".into()).await.unwrap().is_none());
+    let mut monitor = Monitor::start(&server);
+    let begun = tokio::time::Instant::now();
+    let idle = tokio::time::timeout(Duration::from_millis(3500), store.arrival("work".into()));
+    assert!(idle.await.is_err(), "there is nothing");
+    let looks = monitor.commands(&server);
+    assert!(looks.iter().all(|command| command == "evalsha"), "{looks:?}");
+    let most = begun.elapsed().as_secs() + 1;
+    assert!((1..=most).contains(&(looks.len() as u64)), "{looks:?}");
+    // A message says that there is one: it is not looked for.
+    let arrival = tokio::spawn(store.arrival("work".into()));
+    other.enqueue(queued(), "request".into(), 0).await.unwrap();
+    arrival.await.unwrap().unwrap();
+    monitor.commands(&server);
+    assert!(store.take("work".into()).await.unwrap().is_some());
+    assert_eq!(monitor.commands(&server), ["evalsha"]);
+}

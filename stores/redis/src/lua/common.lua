@@ -16,6 +16,53 @@ local function clock()
   return tonumber(string.sub(now(), 1, -7))
 end
 
+-- The time by which a partition's queues are ordered. It is the server's, plus all by which that was ever
+-- set back, as the partition has seen it; a replica that takes over and whose clock is behind is the same.
+-- So it never goes back, a wait is not made longer, and what comes later is due later. Where the clock is
+-- set forward it goes forward as well: jobs that wait for their next attempt are due earlier by as much,
+-- in their order, and the time stays ahead when the clock is set right. In microseconds, since the numbers
+-- of Lua hold those of some centuries; what is kept is the server's time that was seen last, and the sum.
+local function partition_time(key)
+  local kept = base(key) .. 'k'
+  local last, added = string.match(redis.call('GET', kept) or '', '^(%d+) (%d+)$')
+  last, added = tonumber(last or '0'), tonumber(added or '0')
+  local server = tonumber(string.sub(now(), 1, -4))
+  local time = {seen = last, server = server, added = added + math.max(last - server, 0)}
+  function time.keep()
+    redis.call('SET', kept, string.format('%.0f %.0f', server, time.added))
+  end
+  if time.added > added then
+    time.keep()
+  end
+  return time
+end
+
+-- When a job is due that is queued now and waits for so many milliseconds: later than all that were queued
+-- before and wait as long, so that jobs are taken in their order. In milliseconds, with decimals.
+local function due_after(key, delay)
+  local time = partition_time(key)
+  if time.server <= time.seen then
+    time.added = time.added + 1
+  end
+  time.keep()
+  return string.format('%.3f', (time.server + time.added) / 1000 + delay)
+end
+
+-- The first job of a queue, and the milliseconds until it is due; none if the queue is empty. While one
+-- waits, the time is kept each time that it is looked at, so that no step back is missed.
+local function first_due(waiting)
+  local first = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
+  if not first[1] then
+    return nil
+  end
+  local time = partition_time(waiting)
+  local left = tonumber(first[2]) - (time.server + time.added) / 1000
+  if left > 0 then
+    time.keep()
+  end
+  return first[1], left
+end
+
 -- The later of two times.
 local function later(one, other)
   if #one ~= #other then
@@ -46,12 +93,16 @@ local function uncount(counts, policy, bytes)
   less(counts, 'b' .. policy, bytes)
 end
 
--- Counts no more what has expired, at most so many. Its keys are gone by themselves. Tells how many.
+-- Counts no more what has expired, at most so many. Its keys are gone by themselves, by the same clock:
+-- where that is set, both are early or late by as much. Tells how many.
 local function sweep(index, counts, most)
   local due = redis.call('ZRANGEBYSCORE', index, '-inf', '(' .. clock(), 'LIMIT', 0, most)
   for _, name in ipairs(due) do
     local bytes, policy = string.match(name, '^(%d+):(.*)$', 33)
-    uncount(counts, policy, bytes)
+    -- One that is no such name is dropped all the same: it would be due for ever.
+    if bytes then
+      uncount(counts, policy, bytes)
+    end
   end
   if #due > 0 then
     redis.call('ZREM', index, unpack(due))
@@ -79,6 +130,13 @@ local function load(job)
     return nil
   end
   local queued, running = found[1] == 'queued', found[1] == 'running'
+  -- Before anything is changed: whoever called ends a job whose record cannot be read (corrupt.lua).
+  for _, number in ipairs({found[2] or '', found[3] or '0', found[4] or '', found[5] or '',
+    found[9] or '0', found[11] or '0', found[12] or '0'}) do
+    if not string.match(number, '^%d+$') then
+      error('a record that cannot be read')
+    end
+  end
   return {
     key = job, queued = queued, running = running, open = queued or running,
     version = tonumber(found[2]), since = found[3] or found[4], ttl = found[5],
@@ -119,8 +177,11 @@ end
 -- what its own connection has written (valkey, src/server.c, `call`).
 local function holder_of(claim, jobs)
   local holder = redis.call('GET', claim)
-  local record = holder and redis.call('HGETALL', jobs .. holder) or {}
-  if #record > 0 then
+  local record = holder and redis.pcall('HGETALL', jobs .. holder) or {}
+  if record.err then
+    -- It is no hash. Whoever called ends the job.
+    return {holder, false}
+  elseif #record > 0 then
     redis.call('HSET', jobs .. holder, 'd', 1)
     return {holder, record}
   end
@@ -182,6 +243,11 @@ end
 
 local function given_up(job)
   return base(job) .. 'd'
+end
+
+-- Where the record of a job is kept that could not be read: see corrupt.lua.
+local function unreadable(job, id)
+  return base(job) .. 'u:' .. id
 end
 
 -- Which job a call of take.lua has begun: see there.
@@ -253,7 +319,7 @@ local function lose(job, id, index, how, reason, delay)
   forget_take(job)
   redis.call('HDEL', job.key, 'b', 'y')
   redis.call('HSET', job.key, unpack(job.fields))
-  redis.call('ZADD', queue(job.key, job.policy), clock() + delay, id)
+  redis.call('ZADD', queue(job.key, job.policy), due_after(job.key, delay), id)
   tell(how, id, job.version, job.version)
   if delay == 0 then
     tell_arrival(how, job.key, job.policy)

@@ -17,7 +17,7 @@ if refused then
 end
 redis.call('HSET', job, unpack(ARGV, 8))
 redis.call('SET', request(job, id), ARGV[5])
-redis.call('ZADD', queue(job, policy), clock(), id)
+redis.call('ZADD', queue(job, policy), due_after(job, 0), id)
 redis.call('HINCRBY', counts, 'j' .. policy, 1)
 tell_arrival(how, job, policy)
 return {}

@@ -1,11 +1,13 @@
 #!lua flags=allow-oom
 -- Begins the durable job of a policy that is due first.
 -- KEYS: the queue, and fences.
--- ARGV: the node, what a job's key begins with, the command and channel to tell of it, and the call: one
--- whose answer was lost is made again under the same name. What it has taken is noted under that name for
--- as long as the job runs, and the job has the name in its field `u`, so that whatever ends its run drops
--- the note as well: an answer can be lost for longer than any time that could be chosen here.
--- Gives {} if none is due, {'fenced'} if its node is, or {id, record, request}.
+-- ARGV: the node, what a job's key begins with, the command and channel to tell of it, the call, and the
+-- format of records that the node can read. A call whose answer was lost is made again under the same
+-- name. What it has taken is noted under that name for as long as the job runs, and the job has the name
+-- in its field `u`, so that whatever ends its run drops the note as well: an answer can be lost for longer
+-- than any time that could be chosen here.
+-- Gives {} if none is due, {'fenced'} if its node is, {'unreadable', id} if the first that is due has a
+-- record that this node cannot read, or {id, record, request}.
 local waiting, fences = unpack(KEYS)
 local node, jobs, how = ARGV[1], ARGV[2], {command = ARGV[3], channel = ARGV[4]}
 local call, taken = ARGV[5], taken_by(jobs, ARGV[5])
@@ -16,8 +18,8 @@ local function answer(id)
 end
 local before = redis.call('GET', taken)
 if before then
-  local job = load(jobs .. before)
-  if job and job.running and job.node == node and not is_fenced(fences, node) then
+  local is_readable, job = pcall(load, jobs .. before)
+  if is_readable and job and job.running and job.node == node and not is_fenced(fences, node) then
     -- The answer was lost.
     return answer(before)
   end
@@ -28,19 +30,30 @@ if is_fenced(fences, node) then
   return {'fenced'}
 end
 while true do
-  local id = redis.call('ZRANGEBYSCORE', waiting, '-inf', clock(), 'LIMIT', 0, 1)[1]
-  if not id then
+  local id, left = first_due(waiting)
+  if not id or left > 0 then
     return {}
   end
+  local is_readable, job = pcall(function()
+    local job = load(jobs .. id)
+    if tonumber(redis.call('HGET', jobs .. id, 'F') or '0') > tonumber(ARGV[6]) then
+      error('a record of a later release')
+    end
+    if job and job.queued then
+      set(job, 's', 'running')
+      set(job, 'b', time(job))
+      set(job, 'a', math.min(job.attempt + 1, 65535))
+      set(job, 'y', node)
+      set(job, 'u', call)
+      count(job)
+      return job
+    end
+  end)
+  if not is_readable then
+    return {'unreadable', id}
+  end
   redis.call('ZREM', waiting, id)
-  local job = load(jobs .. id)
-  if job and job.queued then
-    set(job, 's', 'running')
-    set(job, 'b', time(job))
-    set(job, 'a', math.min(job.attempt + 1, 65535))
-    set(job, 'y', node)
-    set(job, 'u', call)
-    count(job)
+  if job then
     redis.call('HSET', job.key, unpack(job.fields))
     redis.call('SADD', runs(job.key, node), id)
     redis.call('SET', taken, id)

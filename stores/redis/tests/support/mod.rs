@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses some of it")]
 
 pub mod app;
+pub mod clock;
 pub mod proxy;
 
 use std::{
@@ -18,6 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clock::Clock;
+
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -29,6 +32,7 @@ pub struct Server {
     arguments: Vec<String>,
     /// The authority that `redis-cli` trusts, of a server behind TLS.
     authority: Option<PathBuf>,
+    clock: Option<Clock>,
 }
 
 impl Server {
@@ -52,11 +56,35 @@ impl Server {
         Self::on(port, &all, Some(files.join("authority")))
     }
 
+    /// One whose wall clock is so many seconds ahead, and can be set.
+    pub fn start_with_clock(seconds: i64, arguments: &[&str]) -> Self {
+        let (port, dir) = (free_port(), fresh_dir());
+        let clock = Clock::new(&dir);
+        clock.set(seconds);
+        let port_text = port.to_string();
+        let arguments = [&["--port", &port_text], arguments].concat();
+        Self::in_dir(dir, port, &arguments, None, Some(clock))
+    }
+
+    /// Sets the wall clock so many seconds ahead of what it is.
+    pub fn set_clock(&self, seconds: i64) {
+        self.clock.as_ref().expect("a server that was started with a clock").set(seconds);
+    }
+
     fn on(port: u16, arguments: &[&str], authority: Option<PathBuf>) -> Self {
-        let dir = fresh_dir();
+        Self::in_dir(fresh_dir(), port, arguments, authority, None)
+    }
+
+    fn in_dir(
+        dir: PathBuf,
+        port: u16,
+        arguments: &[&str],
+        authority: Option<PathBuf>,
+        clock: Option<Clock>,
+    ) -> Self {
         let arguments: Vec<_> = arguments.iter().map(|text| (*text).to_owned()).collect();
-        let child = Mutex::new(spawn(&dir, &arguments));
-        let server = Self { child, port, dir, arguments, authority };
+        let child = Mutex::new(spawn(&dir, &arguments, clock.as_ref()));
+        let server = Self { child, port, dir, arguments, authority, clock };
         server.answers();
         server
     }
@@ -65,7 +93,7 @@ impl Server {
     pub fn restart(&self) {
         self.kill();
         let mut child = self.child.lock().unwrap();
-        *child = spawn(&self.dir, &self.arguments);
+        *child = spawn(&self.dir, &self.arguments, self.clock.as_ref());
         drop(child);
         self.answers();
     }
@@ -141,8 +169,12 @@ impl Drop for Server {
     }
 }
 
-fn spawn(dir: &Path, arguments: &[String]) -> Child {
-    Command::new(program())
+fn spawn(dir: &Path, arguments: &[String], clock: Option<&Clock>) -> Child {
+    let mut command = Command::new(program());
+    if let Some(clock) = clock {
+        command.env("LD_PRELOAD", &clock.library).env("CLOCK_FILE", &clock.file);
+    }
+    command
         .args(["--bind", "127.0.0.1", "--save", "", "--dir"])
         .arg(dir)
         .args(arguments)

@@ -4,8 +4,9 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -23,6 +24,8 @@ pub struct Proxy {
     server: Arc<AtomicU16>,
     is_cut: watch::Sender<bool>,
     loses_replies: watch::Sender<bool>,
+    /// How long each reply is under way, in milliseconds.
+    delay: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -32,11 +35,12 @@ impl Proxy {
         let (address, (is_cut, cut)) = (listener.local_addr().unwrap(), watch::channel(false));
         let (loses_replies, loses) = watch::channel(false);
         let server = Arc::new(AtomicU16::new(port));
-        let to = Arc::clone(&server);
+        let (to, delay) = (Arc::clone(&server), Arc::new(AtomicU64::new(0)));
+        let delayed = Arc::clone(&delay);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (mut cut, port) = (cut.clone(), to.load(Ordering::Relaxed));
-                let loses = loses.clone();
+                let (loses, delay) = (loses.clone(), Arc::clone(&delayed));
                 tokio::spawn(async move {
                     // An error is the end of a connection, too.
                     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else {
@@ -46,13 +50,13 @@ impl Proxy {
                     let (replies, mut to_server) = server.into_split();
                     tokio::select! {
                         _ = copy(&mut requests, &mut to_server) => {}
-                        () = pass_on(replies, to_client, loses) => {}
+                        () = pass_on(replies, to_client, loses, delay) => {}
                         _ = cut.wait_for(|is_cut| *is_cut) => {}
                     }
                 });
             }
         });
-        Self { address, server, is_cut, loses_replies }
+        Self { address, server, is_cut, loses_replies, delay }
     }
 
     pub fn url(&self) -> String {
@@ -76,15 +80,29 @@ impl Proxy {
         self.loses_replies.send_replace(true);
     }
 
+    /// From now on, what the server says takes so long to arrive.
+    pub fn delay(&self, delay: Duration) {
+        self.delay.store(delay.as_millis() as u64, Ordering::Relaxed);
+    }
+
     pub fn mend(&self) {
         self.loses_replies.send_replace(false);
         self.is_cut.send_replace(false);
     }
 }
 
-async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, loses: watch::Receiver<bool>) {
+async fn pass_on(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    loses: watch::Receiver<bool>,
+    delay: Arc<AtomicU64>,
+) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let delay = delay.load(Ordering::Relaxed);
+        if delay > 0 {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
         if !*loses.borrow() && to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
