@@ -70,7 +70,7 @@ impl Store for DurableStore {
         self.jobs.insert(record, outcome_bytes)
     }
 
-    fn take_back(&self, id: JobId) -> StoreFuture<()> {
+    fn take_back(&self, id: JobId) -> StoreFuture<bool> {
         self.shared.waiting.lock().unwrap().retain(|(other, ..)| *other != id);
         self.jobs.take_back(id)
     }
