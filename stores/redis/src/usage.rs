@@ -6,6 +6,9 @@ use tower_offload::{Error, JobId, store::Usage};
 
 use crate::{fields::read, store::Inner};
 
+/// Names and numbers, as Redis has them.
+type Counts = Vec<(Vec<u8>, Vec<u8>)>;
+
 impl Inner {
     pub(crate) async fn usage(&self) -> Result<Vec<Usage>, Error> {
         let mut sums = BTreeMap::<String, (usize, usize)>::new();
@@ -33,12 +36,12 @@ impl Inner {
     }
 
     /// Those of one partition, once all that has expired there is counted no more.
-    async fn counts(&self, partition: u8) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    async fn counts(&self, partition: u8) -> Result<Counts, Error> {
         loop {
             let mut call = self.scripts.usage.prepare_invoke();
             call.key(self.keys.index(partition)).key(self.keys.counts(partition));
             let answer = self.run(&call, "cannot count jobs").await?;
-            let (swept, counts): (usize, Vec<(Vec<u8>, Vec<u8>)>) = read(answer)?;
+            let (swept, counts): (usize, Counts) = read(answer)?;
             if swept == 0 {
                 return Ok(counts);
             }
