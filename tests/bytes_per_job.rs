@@ -96,6 +96,6 @@ async fn a_job_takes_few_bytes_and_to_ask_for_it_takes_none() {
 
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
-    assert!(ids.iter().all(|id| now(store.read(*id)).is_some()));
+    assert!(ids.iter().all(|id| now(store.read(*id, None)).is_some()));
     assert_eq!(MEMORY.peak_usage(), before, "a poll allocates");
 }

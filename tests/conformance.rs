@@ -68,6 +68,9 @@ enum Flaw {
     WritesInTwoSteps,
     ChecksThenInserts,
     Overwrites,
+    ReadsForAnyOwner,
+    FetchesForAnyOwner,
+    ShowsWhatHasNoOwner,
     RefusesTwice,
     RefusedCancelRemoves,
     LosesTrailers,
@@ -144,6 +147,9 @@ mod a_flaw_is_found {
         WritesInTwoSteps in racing_changes_are_applied_one_after_another;
         ChecksThenInserts in of_racing_insertions_one_wins;
         Overwrites in an_id_that_is_known_is_refused;
+        ReadsForAnyOwner in a_job_is_found_by_its_owner_only;
+        FetchesForAnyOwner in a_job_is_found_by_its_owner_only;
+        ShowsWhatHasNoOwner in a_job_is_found_by_its_owner_only;
         RefusesTwice in an_unknown_job_is_not_there;
         RefusedCancelRemoves in the_table_of_transitions;
         LosesTrailers in an_outcome_is_kept_byte_for_byte;
@@ -279,6 +285,17 @@ impl Inner {
             self.haunt(Flaw::KeepsClaimsExpired, &expired.record);
         }
         jobs.get(&id).cloned()
+    }
+
+    /// The job, if it is this owner's.
+    fn get_of(&self, id: JobId, owner: Option<Digest>, flaw: Flaw) -> Option<Job> {
+        let job = self.get(id)?;
+        let shows = match (owner, job.record.owner()) {
+            (None, _) => true,
+            (Some(_), None) => self.has(Flaw::ShowsWhatHasNoOwner),
+            (Some(asks), Some(owner)) => asks == *owner,
+        };
+        (shows || self.has(flaw)).then_some(job)
     }
 
     fn set(&self, id: JobId, job: Job) {
@@ -577,13 +594,21 @@ impl Store for Plain {
         })
     }
 
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
-        self.call(|inner| async move { Ok(inner.get(id).map(|job| job.record)) })
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        self.call(move |inner| async move {
+            let found = inner.get_of(id, owner, Flaw::ReadsForAnyOwner);
+            Ok(found.map(|job| job.record))
+        })
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
-        self.call(|inner| async move {
-            Ok(inner.get(id).map(|job| (job.record, job.outcome.map(Fetched::from))))
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.call(move |inner| async move {
+            let found = inner.get_of(id, owner, Flaw::FetchesForAnyOwner);
+            Ok(found.map(|job| (job.record, job.outcome.map(Fetched::from))))
         })
     }
 

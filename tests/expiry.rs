@@ -295,8 +295,8 @@ mod hammer {
                     let _ = store.insert(record, 6000).await;
                 }
                 4 => drop(store.take_back(id).await.unwrap()),
-                5 => drop(store.read(id).await.unwrap()),
-                6 => drop(store.fetch(id).await.unwrap()),
+                5 => drop(store.read(id, None).await.unwrap()),
+                6 => drop(store.fetch(id, None).await.unwrap()),
                 7 | 8 => apply(&store, id, Change::Start).await,
                 9 => apply(&store, id, Change::Cancel).await,
                 10 => apply(&store, id, end(End::Failure(Failure::TimedOut))).await,

@@ -897,7 +897,7 @@ async fn whoever_is_told_of_a_job_whose_registration_was_lost_is_told_of_its_end
     let promised = local.service.clone().oneshot(asked).await.unwrap();
     let id: JobId = job(&promised).rsplit('/').next().unwrap().parse().unwrap();
     is_problem_of(&local.send("k").await, 503, "interrupted");
-    let record: Record = local.store.read(id).await.unwrap().unwrap();
+    let record: Record = local.store.read(id, None).await.unwrap().unwrap();
     assert_eq!((record.status(), record.claim()), (Status::Failed, None));
     assert_eq!(local.runs("k"), 0);
     assert_eq!(local.send("k").await, response(1));

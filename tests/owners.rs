@@ -24,7 +24,10 @@ use support::{
 };
 use tokio::{task::yield_now, time::sleep};
 use tower::{Layer, Service, ServiceExt, make::Shared, service_fn, util::BoxCloneService};
-use tower_offload::{Digest, JobId, MemoryStore, Offload, Owner, Policies, Policy, Record, Store};
+use tower_offload::{
+    Change, Digest, JobId, MemoryStore, Offload, Owner, Policies, Policy, Record, Store,
+    store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage},
+};
 
 const UNKNOWN: &str = "/jobs/00000000000000000000000000000000";
 const METHODS: [&str; 7] = ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PUT", "PATCH"];
@@ -311,6 +314,110 @@ async fn without_an_owner_function_the_id_is_the_key() {
     call.gone().await;
 }
 
+/// A store that notes its calls, and whether they found a job.
+#[derive(Clone)]
+struct Noting {
+    jobs: MemoryStore,
+    calls: Arc<Mutex<Vec<String>>>,
+}
+
+impl Noting {
+    fn note<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        answer: StoreFuture<T>,
+        found: fn(&T) -> bool,
+    ) -> StoreFuture<T> {
+        let calls = Arc::clone(&self.calls);
+        StoreFuture::new(async move {
+            let answer = answer.await;
+            let found = answer.as_ref().is_ok_and(found);
+            calls.lock().unwrap().push(format!("{call}, found: {found}"));
+            answer
+        })
+    }
+
+    /// What was noted since the last time.
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut *self.calls.lock().unwrap())
+    }
+}
+
+impl Store for Noting {
+    fn insert(&self, record: Record, outcome_bytes: usize) -> StoreFuture<Inserted> {
+        self.note("insert", self.jobs.insert(record, outcome_bytes), |_| true)
+    }
+
+    fn take_back(&self, id: JobId) -> StoreFuture<bool> {
+        self.note("take_back", self.jobs.take_back(id), |_| true)
+    }
+
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        self.note("read", self.jobs.read(id, owner), Option::is_some)
+    }
+
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.note("fetch", self.jobs.fetch(id, owner), Option::is_some)
+    }
+
+    fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
+        self.note("claimed", self.jobs.claimed(key), Option::is_some)
+    }
+
+    fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {
+        self.note("change", self.jobs.change(id, change), |_| true)
+    }
+
+    fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()> {
+        self.note("changed", self.jobs.changed(id, seen, interest), |()| true)
+    }
+
+    fn usage(&self) -> StoreFuture<Vec<Usage>> {
+        self.note("usage", self.jobs.usage(), |_| true)
+    }
+}
+
+/// What takes longer for a job than for an unknown id tells that there is the job.
+#[tokio::test(start_paused = true)]
+async fn another_costs_the_store_the_same_calls_as_an_unknown_id() {
+    let store = Noting { jobs: MemoryStore::new(1 << 30), calls: Arc::default() };
+    let offload = Offload::builder("/jobs").owner(bearer).store(store.clone()).build().unwrap();
+    let ann = [("authorization", "ann")];
+    let accepted = async || {
+        let slow = takes_an_hour(&offload, Policy::always().ttl(HOUR * 10));
+        let answer = slow.oneshot(request("POST", "/", &ann)).await.unwrap();
+        answer.headers()[header::LOCATION].to_str().unwrap().to_owned()
+    };
+    let (ended, removed) = (accepted().await, accepted().await);
+    sleep(HOUR * 2).await;
+    let removal = request("DELETE", &format!("{removed}/result"), &ann);
+    assert_eq!(offload.status().oneshot(removal).await.unwrap().status(), 204);
+    let runs = accepted().await;
+    // What each asked of the store, and was told.
+    let ask = async |name: Option<&str>, method: &str, path: &str| {
+        store.calls();
+        let mut headers = vec![("prefer", "wait=5")];
+        headers.extend(name.map(|name| ("authorization", name)));
+        let answer = offload.status().oneshot(request(method, path, &headers)).await.unwrap();
+        (store.calls(), answer.status())
+    };
+    for job in [ended, removed, runs] {
+        for (resource, method) in RESOURCES.iter().flat_map(|r| METHODS.map(|m| (r, m))) {
+            for other in [None, Some("bob")] {
+                let told = ask(other, method, &format!("{job}{resource}")).await;
+                let unknown = ask(other, method, &format!("{UNKNOWN}{resource}")).await;
+                assert_eq!(told, unknown, "{method} {job}{resource} by {other:?}");
+            }
+        }
+        let (calls, _) = ask(Some("ann"), "GET", &job).await;
+        assert!(calls.contains(&"read, found: true".to_owned()), "{calls:?}");
+    }
+}
+
 // -------------------------------------------------------------------------- whoever has no name
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -525,7 +632,7 @@ async fn stored(policy: Policy, owner: &str, key: &str, path: &str) -> Record {
     let request = request("POST", path, &headers);
     let accepted = takes_an_hour(&offload, policy).oneshot(request).await.unwrap();
     let id: JobId = desk::job(&accepted).rsplit('/').next().unwrap().parse().unwrap();
-    store.read(id).await.unwrap().unwrap()
+    store.read(id, None).await.unwrap().unwrap()
 }
 
 #[tokio::test(start_paused = true)]

@@ -141,12 +141,16 @@ impl Store for Noted {
         self.jobs.take_back(id)
     }
 
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
-        self.jobs.read(id)
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        self.jobs.read(id, owner)
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
-        self.jobs.fetch(id)
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.jobs.fetch(id, owner)
     }
 
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
@@ -351,7 +355,7 @@ async fn each_write_wakes_those_who_asked_for_progress_and_nobody_else() {
     });
     let job = accepted(&offload, Policy::after(BUDGET), handler).await;
     let id = id_of(&job);
-    let version = store.read(id).await.unwrap().unwrap().version();
+    let version = store.read(id, None).await.unwrap().unwrap().version();
 
     let mut progress = task::spawn(store.changed(id, version, Interest::Progress));
     let mut status = task::spawn(store.changed(id, version, Interest::Status));
@@ -365,7 +369,7 @@ async fn each_write_wakes_those_who_asked_for_progress_and_nobody_else() {
     sleep(INTERVAL).await;
     assert!(progress.is_woken());
     assert_ready!(progress.poll()).unwrap();
-    let seen = store.read(id).await.unwrap().unwrap();
+    let seen = store.read(id, None).await.unwrap().unwrap();
     assert_eq!(seen.progress().unwrap().ratio(), Some(0.5));
     // The next one, too.
     let mut progress = task::spawn(store.changed(id, seen.version(), Interest::Progress));

@@ -156,7 +156,7 @@ struct Won {
 /// Holds all that was told against what the store says.
 async fn agreed(desk: &Desk, path: &str, told: &Told, won: &mut Won) {
     let id = path.rsplit('/').next().unwrap().parse().unwrap();
-    let (record, outcome) = desk.store.fetch(id).await.unwrap().unwrap();
+    let (record, outcome) = desk.store.fetch(id, None).await.unwrap().unwrap();
     let end = match record.status() {
         Status::Succeeded => View::Succeeded,
         Status::Canceled => View::Canceled,
@@ -640,8 +640,8 @@ mod beside_a_model {
         /// That all who ask see what the model says.
         fn agree(&mut self) {
             for id in &self.ids {
-                let read = now(self.store.read(*id)).unwrap();
-                let fetched = now(self.store.fetch(*id)).unwrap();
+                let read = now(self.store.read(*id, None)).unwrap();
+                let fetched = now(self.store.fetch(*id, None)).unwrap();
                 let Some(job) = self.model.get(id) else {
                     assert!(read.is_none() && fetched.is_none(), "{fetched:?}");
                     continue;

@@ -132,7 +132,7 @@ fn taking(
 async fn none_runs(store: &MemoryStore, ids: &Mutex<Vec<JobId>>, most: usize) {
     let ids = ids.lock().unwrap().clone();
     for id in ids {
-        if let Some(record) = store.read(id).await.unwrap() {
+        if let Some(record) = store.read(id, None).await.unwrap() {
             assert!(record.status().is_end(), "{record:?}");
         }
     }

@@ -208,12 +208,16 @@ impl Store for Uncounted {
         self.0.take_back(id)
     }
 
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
-        self.0.read(id)
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        self.0.read(id, owner)
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
-        self.0.fetch(id)
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.0.fetch(id, owner)
     }
 
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {

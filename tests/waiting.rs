@@ -91,12 +91,16 @@ impl Store for Probe {
         self.ask(|store| store.take_back(id))
     }
 
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
-        self.ask(|store| store.read(id))
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        self.ask(|store| store.read(id, owner))
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
-        self.ask(|store| store.fetch(id))
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.ask(|store| store.fetch(id, owner))
     }
 
     fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {

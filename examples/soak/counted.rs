@@ -84,12 +84,16 @@ impl Store for Counted {
         self.store.take_back(id)
     }
 
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
-        self.store.read(id)
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        self.store.read(id, owner)
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
-        self.store.fetch(id)
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.store.fetch(id, owner)
     }
 
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {

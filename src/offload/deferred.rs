@@ -275,7 +275,7 @@ impl Deferred {
         if !record.status().is_end() {
             self.wait(record.id()).await;
         }
-        match state.store.fetch(record.id()).await {
+        match state.store.fetch(record.id(), None).await {
             Ok(Some((record, _))) if record.is_removed() => {
                 plain(wire::problem_answer(Problem::REMOVED, None))
             }

@@ -85,7 +85,7 @@ pub(super) async fn watch(state: &State, id: JobId, mut seen: u32) -> Watched {
     let (first, mut backoff) = (seen, Backoff::new());
     loop {
         let woken = state.store.changed(id, seen, Interest::Status).await;
-        match (woken, state.store.read(id).await) {
+        match (woken, state.store.read(id, None).await) {
             (Ok(()), Ok(Some(record))) if record.status_version() > first => return Watched::Ended,
             (Ok(()), Ok(Some(record))) => seen = record.version(),
             // It has ended, and expired since: a store drops nothing else.

@@ -17,7 +17,7 @@ impl State {
     /// tells.
     pub(crate) async fn ended(&self, id: JobId, within: Option<Duration>) {
         let end = async {
-            while let Ok(Some(record)) = self.store.read(id).await {
+            while let Ok(Some(record)) = self.store.read(id, None).await {
                 let ended = record.status().is_end();
                 let change = self.store.changed(id, record.version(), Interest::Status);
                 if ended || change.await.is_err() {

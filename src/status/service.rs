@@ -166,15 +166,6 @@ impl Asker {
         let (head, _) = request.into_parts();
         owner_of(&head).map_or(Self::Nobody, |owner| Self::Owner(owner.digest()))
     }
-
-    /// Whether it may know that there is this job.
-    fn may_see(&self, record: &Record) -> bool {
-        match self {
-            Self::Anybody => true,
-            Self::Owner(asks) => record.owner() == Some(asks),
-            Self::Nobody => false,
-        }
-    }
 }
 
 async fn answer(state: &State, asker: Asker, asked: Asked) -> Response<StatusBody> {
@@ -196,18 +187,23 @@ async fn answer(state: &State, asker: Asker, asked: Asked) -> Response<StatusBod
 }
 
 /// The job, if it is there and whoever asks may know of it, with its outcome where that is asked for:
-/// a store on another machine is asked once.
+/// a store on another machine is asked once. The store compares the owner, before it reads anything
+/// else: a client must not learn from the time of an answer that another owner has a job.
 async fn seen(
     state: &State,
     asker: &Asker,
     id: JobId,
     resource: Resource,
 ) -> Result<Option<(Record, Option<Fetched>)>, Error> {
-    let found = match resource {
-        Resource::Result => state.store.fetch(id).await?,
-        _ => state.store.read(id).await?.map(|record| (record, None)),
+    let owner = match asker {
+        Asker::Anybody => None,
+        Asker::Owner(owner) => Some(*owner),
+        Asker::Nobody => return Ok(None),
     };
-    Ok(found.filter(|(record, _)| asker.may_see(record)))
+    match resource {
+        Resource::Result => state.store.fetch(id, owner).await,
+        _ => Ok(state.store.read(id, owner).await?.map(|record| (record, None))),
+    }
 }
 
 /// `GET` and `HEAD`.

@@ -100,14 +100,18 @@ impl Store for MemoryStore {
         StoreFuture::ready(Ok(self.inner.take_back(id)))
     }
 
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
-        StoreFuture::ready(Ok(self.inner.look(id, |kept| kept.record.clone())))
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        StoreFuture::ready(Ok(self.inner.look_for(owner, id, |kept| kept.record.clone())))
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
         let whole = |outcome: &Outcome| Fetched::from(outcome.clone());
-        let fetched = self.inner.look(id, |kept| (kept.record.clone(), kept.outcome().map(whole)));
-        StoreFuture::ready(Ok(fetched))
+        let both = |kept: &Kept| (kept.record.clone(), kept.outcome().map(whole));
+        StoreFuture::ready(Ok(self.inner.look_for(owner, id, both)))
     }
 
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
@@ -219,10 +223,21 @@ impl Inner {
         !due.is_empty()
     }
 
-    /// Looks at a job, if it is there. The clock is read last: that is as slow as all of the rest, and
-    /// the lock need not be held for it.
+    /// Looks at a job, if it is there.
     pub(super) fn look<T>(&self, id: JobId, look: impl FnOnce(&Kept) -> T) -> Option<T> {
-        let kept = self.jobs.get(&id)?;
+        self.look_for(None, id, look)
+    }
+
+    /// Looks at a job, if it is there, and this owner's if one is named. The clock is read last: that is
+    /// as slow as all of the rest, and the lock need not be held for it.
+    fn look_for<T>(
+        &self,
+        owner: Option<Digest>,
+        id: JobId,
+        look: impl FnOnce(&Kept) -> T,
+    ) -> Option<T> {
+        let is_its = |kept: &Kept| owner.is_none() || kept.record.owner() == owner.as_ref();
+        let kept = self.jobs.get(&id).filter(|kept| is_its(kept))?;
         let (found, expires) = (look(&kept), kept.expires());
         drop(kept);
         (!has_passed(expires)).then_some(found)
@@ -378,7 +393,10 @@ mod tests {
         let bytes = store.bytes();
         assert!(store.insert(record.clone(), 0).await.is_err());
         assert_eq!(store.bytes(), bytes);
-        assert_eq!(store.read(record.id()).await.unwrap().unwrap().status(), Status::Succeeded);
+        assert_eq!(
+            store.read(record.id(), None).await.unwrap().unwrap().status(),
+            Status::Succeeded
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -480,7 +498,7 @@ mod tests {
         assert_eq!(store.bytes(), JOB_BYTES);
         // What is left in the queue of the first does nothing to the second.
         tokio::time::sleep(TTL * 2).await;
-        assert_eq!(store.read(record.id()).await.unwrap().unwrap().status(), Status::Running);
+        assert_eq!(store.read(record.id(), None).await.unwrap().unwrap().status(), Status::Running);
     }
 
     #[tokio::test(start_paused = true)]
@@ -506,7 +524,7 @@ mod tests {
         }
         store.insert(record.clone(), usize::MAX - JOB_BYTES).await.unwrap();
         store.change(record.id(), response(b"x")).await.unwrap();
-        assert!(store.read(record.id()).await.unwrap().is_some());
+        assert!(store.read(record.id(), None).await.unwrap().is_some());
         assert!(store.bytes() < 2 * JOB_BYTES);
     }
 

@@ -62,6 +62,8 @@ use crate::{
 /// 7. **An undo forgets only what no other request was given.** Each answer that gives the job of a
 ///    claim ([`Inserted::Claimed`], [`claimed`](Store::claimed)) notes that in the same step, before
 ///    the job can be forgotten.
+/// 8. **A job of another owner is an unknown one.** The owner is compared before anything else of the
+///    job is read, so that neither the answer nor the time that it takes tells that there is such a job.
 ///
 /// Futures are polled on a tokio runtime, and may be dropped at any time.
 pub trait Store: Send + Sync + 'static {
@@ -81,11 +83,17 @@ pub trait Store: Send + Sync + 'static {
     /// [started](Change::Start): then the claim says that the work may have been done.
     fn take_back(&self, id: JobId) -> StoreFuture<bool>;
 
-    /// The job's record, if it is there.
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>>;
+    /// Returns the job's record, if it is there. Where an `owner` is named, a job that is not
+    /// [its](Record::owner) own is not there.
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>>;
 
-    /// The job's record, and its outcome if there is one that was not removed.
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>>;
+    /// Returns the job's record, and its outcome if there is one that was not removed. `owner` is as
+    /// for [`read`](Self::read).
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>>;
 
     /// The job that has the claim with this key, if there is one. From then on the job can't be
     /// [taken back](Self::take_back).

@@ -247,12 +247,16 @@ impl Store for Held {
         })
     }
 
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
-        self.jobs.read(id)
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        self.jobs.read(id, owner)
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
-        self.jobs.fetch(id)
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.jobs.fetch(id, owner)
     }
 
     fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {

@@ -71,16 +71,26 @@ impl Store for DurableStore {
     }
 
     fn take_back(&self, id: JobId) -> StoreFuture<bool> {
-        self.shared.waiting.lock().unwrap().retain(|(other, ..)| *other != id);
-        self.jobs.take_back(id)
+        let (jobs, shared) = (self.jobs.clone(), Arc::clone(&self.shared));
+        StoreFuture::new(async move {
+            let is_gone = jobs.take_back(id).await?;
+            if is_gone {
+                shared.waiting.lock().unwrap().retain(|(other, ..)| *other != id);
+            }
+            Ok(is_gone)
+        })
     }
 
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
-        self.jobs.read(id)
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        self.jobs.read(id, owner)
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
-        self.jobs.fetch(id)
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.jobs.fetch(id, owner)
     }
 
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {

@@ -116,7 +116,7 @@ impl Faulty {
 
     /// The record of a job, as it is.
     pub async fn record(&self, id: JobId) -> Record {
-        self.0.jobs.read(id).await.unwrap().expect("the job is there")
+        self.0.jobs.read(id, None).await.unwrap().expect("the job is there")
     }
 
     fn fault(&self, call: &'static str) -> Option<Fault> {
@@ -160,7 +160,7 @@ impl Inner {
     fn first(&self, policy: &str) -> Option<(JobId, Bytes)> {
         let requests = self.requests.lock().unwrap().clone();
         requests.into_iter().find(|(id, _)| {
-            let record = futures_util::FutureExt::now_or_never(self.jobs.read(*id));
+            let record = futures_util::FutureExt::now_or_never(self.jobs.read(*id, None));
             let Some(Ok(Some(record))) = record else { return false };
             record.status() == Status::Queued && record.policy().is_some_and(|of| **of == *policy)
         })
@@ -176,12 +176,16 @@ impl Store for Faulty {
         self.call("take_back", move |inner| inner.jobs.take_back(id))
     }
 
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
-        self.call("read", move |inner| inner.jobs.read(id))
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        self.call("read", move |inner| inner.jobs.read(id, owner))
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
-        self.call("fetch", move |inner| inner.jobs.fetch(id))
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.call("fetch", move |inner| inner.jobs.fetch(id, owner))
     }
 
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
@@ -250,7 +254,7 @@ impl Store for Faulty {
             let requests = inner.requests.lock().unwrap().clone();
             let mut queued = 0;
             for (id, _) in requests {
-                let Some(record) = inner.jobs.read(id).await? else { continue };
+                let Some(record) = inner.jobs.read(id, None).await? else { continue };
                 let is_its = policy.is_none() || record.policy() == policy.as_ref();
                 queued += usize::from(is_its && record.status() == Status::Queued);
             }

@@ -65,7 +65,7 @@ impl Jobs for MemoryStore {
     }
 
     async fn read(&self, id: JobId) -> Option<Record> {
-        Store::read(self, id).await.unwrap()
+        Store::read(self, id, None).await.unwrap()
     }
 
     async fn cancel(&mut self, id: JobId) -> Option<Record> {

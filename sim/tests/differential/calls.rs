@@ -156,6 +156,9 @@ impl Calls {
         if !policy.is_empty() {
             all.extend(texts(&["p", policy]));
         }
+        if self.random.once_in(2) {
+            all.extend(texts(&["o", "owner"]));
+        }
         if let Some(claim) = claim {
             all.extend(texts(&["k", claim, "q", "f00d"]));
         }
@@ -193,7 +196,13 @@ impl Calls {
             "take_back" => self.take_back(),
             "fetch" => {
                 let id = self.id();
-                call("fetch", vec![base(&format!("j:{id}")), base(&format!("o:{id}"))], vec![])
+                let mut keys = vec![base(&format!("j:{id}"))];
+                if self.random.once_in(2) {
+                    keys.push(base(&format!("o:{id}")));
+                }
+                // Where an owner asks, it may be another than the job's.
+                let owners: &[&[&str]] = &[&[], &["owner"], &["stranger"]];
+                call("fetch", keys, texts(self.random.pick(owners)))
             }
             "look" => call("look", vec![base(&format!("j:{}", self.id()))], vec![]),
             "claimed" => {

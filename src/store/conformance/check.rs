@@ -118,11 +118,11 @@ impl<S: Store> Check<S> {
     }
 
     pub(super) async fn read(&self, id: JobId) -> Option<Record> {
-        self.answer("read", self.there.read(id)).await
+        self.answer("read", self.there.read(id, None)).await
     }
 
     pub(super) async fn fetch(&self, id: JobId) -> Option<(Record, Option<Outcome>)> {
-        let (record, fetched) = self.answer("fetch", self.there.fetch(id)).await?;
+        let (record, fetched) = self.answer("fetch", self.there.fetch(id, None)).await?;
         let Some(fetched) = fetched else { return Some((record, None)) };
         let whole = StoreFuture::new(fetched.whole());
         Some((record, Some(self.answer("the rest of what fetch gave", whole).await)))

@@ -75,6 +75,35 @@ pub(super) async fn is_not_there<S: Store>(check: &Check<S>, id: JobId) {
     check.take_back(id).await;
 }
 
+/// An outcome that is not read for a stranger is not seen here; the calls of a store can be counted.
+pub(super) async fn a_job_is_found_by_its_owner_only<S: Store>(check: &Check<S>) {
+    let (owner, other) = (check.digest(), check.digest());
+    for owned in [true, false] {
+        let mut record = check.job(Record::queued);
+        if owned {
+            record = record.with_owner(owner);
+        }
+        check.insert(&record).await;
+        for change in [None, Some(Change::Start), Some(response(200)), Some(Change::Remove)] {
+            if let Some(change) = change {
+                check.applied(record.id(), change).await;
+            }
+            for (asks, finds) in [(None, true), (Some(owner), owned), (Some(other), false)] {
+                let found = check.answer("read", check.there.read(record.id(), asks)).await;
+                let is_found = found.is_some_and(|found| found.id() == record.id());
+                check.that(is_found == finds, "read does not find by the owner");
+                let found = check.answer("fetch", check.there.fetch(record.id(), asks)).await;
+                let is_found = found.is_some_and(|(found, _)| found.id() == record.id());
+                check.that(is_found == finds, "fetch does not find by the owner");
+            }
+        }
+    }
+    let unknown = check.job(Record::queued).id();
+    let read = check.answer("read", check.there.read(unknown, Some(owner))).await;
+    let fetched = check.answer("fetch", check.there.fetch(unknown, Some(owner))).await;
+    check.that(read.is_none() && fetched.is_none(), "an unknown job is an owner's");
+}
+
 pub(super) async fn an_id_that_is_known_is_refused<S: Store>(check: &Check<S>) {
     let record = check.job(Record::running);
     check.insert(&record).await;
@@ -195,8 +224,8 @@ pub(super) async fn any_future_may_be_dropped<S: Store>(check: &Check<S>) {
         let id = record.id();
         check.insert(&record).await;
         for change in [Change::Start, response(200), Change::Remove] {
-            drop(check.begin("read", check.there.read(id)).await);
-            drop(check.begin("fetch", check.there.fetch(id)).await);
+            drop(check.begin("read", check.there.read(id, None)).await);
+            drop(check.begin("fetch", check.there.fetch(id, None)).await);
             drop(check.begin("changed", check.there.changed(id, 0, Interest::Progress)).await);
             let before = check.record(id, "after futures were dropped").await;
             drop(check.begin("change", check.here.change(id, change.clone())).await);

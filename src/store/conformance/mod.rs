@@ -95,6 +95,7 @@ where
             a_job_is_kept_as_given
             an_unknown_job_is_not_there
             an_id_that_is_known_is_refused
+            a_job_is_found_by_its_owner_only
             a_job_that_is_taken_back_is_gone
             an_outcome_is_kept_byte_for_byte
             a_full_store_keeps_its_word

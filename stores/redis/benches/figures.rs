@@ -117,7 +117,7 @@ async fn node(url: &str, at: u64) {
 async fn call(store: &RedisStore, operation: &str, id: JobId) {
     match operation {
         "accept" => drop(store.insert(job(id), 0).await.unwrap()),
-        "poll" => drop(store.read(id).await.unwrap().unwrap()),
+        "poll" => drop(store.read(id, None).await.unwrap().unwrap()),
         "finish" => drop(store.change(id, response(1024)).await.unwrap()),
         "accept durable" => drop(store.enqueue(durable(), REQUEST, 0).await.unwrap()),
         // As many as all nodes have accepted; each looks where it has heard of one.
@@ -240,7 +240,7 @@ async fn wakes() {
         // Both wait by then: what they asked went before these, on the same connection.
         for _ in 0..2 {
             tokio::task::yield_now().await;
-            there.read(id).await.unwrap();
+            there.read(id, None).await.unwrap();
         }
         tokio::task::yield_now().await;
         let begun = Instant::now();

@@ -12,7 +12,7 @@ use std::{
 
 use redis::{FromRedisValue, Value, from_redis_value};
 use serde_json::{Map, Value as Json};
-use tower_offload::{Error, JobId, Record};
+use tower_offload::{Digest, Error, JobId, Record};
 
 use crate::error::corrupt;
 
@@ -84,6 +84,11 @@ pub(crate) fn format() -> &'static str {
     &FORMAT
 }
 
+/// A digest, as its field has it.
+pub(crate) fn digest(digest: &Digest) -> String {
+    digest.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn members(record: &Record) -> Result<Map<String, Json>, Error> {
     serde_json::from_slice(&record.to_bytes())
         .map_err(|error| corrupt("a record is not a JSON object").with_source(error))
@@ -140,7 +145,7 @@ pub(crate) fn read<T: FromRedisValue>(value: Value) -> Result<T, Error> {
 mod tests {
     use std::time::{Duration, SystemTime};
 
-    use tower_offload::{Change, Claim, Digest, End, ErrorKind, Failure, Progress};
+    use tower_offload::{Change, Claim, End, ErrorKind, Failure, Progress};
 
     use super::*;
 
@@ -190,6 +195,13 @@ mod tests {
         assert_eq!(read(&[("F", "99"), ("c", "now")]).unwrap_err(), ErrorKind::NewerFormat);
         assert_eq!(read(&[("c", "now")]).unwrap_err(), ErrorKind::Corrupt);
         assert_eq!(read(&[("F", "last")]).unwrap_err(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn an_owner_is_asked_for_as_its_field_has_it() {
+        let owner = Digest::from([0xa0; 32]);
+        let record = Record::queued(JobId::random().unwrap(), SystemTime::now(), Duration::MAX);
+        assert_eq!(member(&record.with_owner(owner), "owner").unwrap(), digest(&owner));
     }
 
     #[test]

@@ -25,6 +25,8 @@
 
 use tower_offload::{Digest, JobId};
 
+use crate::fields;
+
 /// The keys of an app: of all that have the same Redis.
 #[derive(Debug)]
 pub(crate) struct Keys {
@@ -59,9 +61,7 @@ impl Keys {
     }
 
     pub(crate) fn claim(&self, key: &Digest) -> String {
-        let mut name = self.base(key.partition()) + "c:";
-        name.extend(key.as_bytes().iter().map(|byte| format!("{byte:02x}")));
-        name
+        self.base(key.partition()) + "c:" + &fields::digest(key)
     }
 
     pub(crate) fn index(&self, partition: u8) -> String {

@@ -135,12 +135,21 @@ impl Store for RedisStore {
         self.call(|inner| async move { inner.take_back(id).await })
     }
 
-    fn read(&self, id: JobId) -> StoreFuture<Option<Record>> {
-        self.call(|inner| async move { inner.read(id).await })
+    fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+        self.call(|inner| async move {
+            match owner {
+                None => inner.read(id).await,
+                Some(owner) => inner.read_of(id, owner).await,
+            }
+        })
     }
 
-    fn fetch(&self, id: JobId) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
-        self.call(|inner| async move { inner.fetch(id).await })
+    fn fetch(
+        &self,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+        self.call(|inner| async move { inner.fetch(id, owner).await })
     }
 
     fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
@@ -255,9 +264,22 @@ impl Inner {
         Ok(record)
     }
 
-    async fn fetch(self: Arc<Self>, id: JobId) -> Result<Option<(Record, Option<Fetched>)>, Error> {
+    /// The record of a job that is this owner's.
+    async fn read_of(&self, id: JobId, owner: Digest) -> Result<Option<Record>, Error> {
+        let mut call = self.scripts.fetch.prepare_invoke();
+        call.key(self.keys.job(id)).arg(fields::digest(&owner));
+        let answer = read::<Vec<Value>>(self.run_of(id, &call, "cannot read a job").await?)?;
+        self.record_of(id, answer.first().unwrap_or(&Value::Nil)).await
+    }
+
+    async fn fetch(
+        self: Arc<Self>,
+        id: JobId,
+        owner: Option<Digest>,
+    ) -> Result<Option<(Record, Option<Fetched>)>, Error> {
         let mut call = self.scripts.fetch.prepare_invoke();
         call.key(self.keys.job(id)).key(self.keys.outcome(id));
+        call.arg(owner.map(|owner| fields::digest(&owner)));
         let answer = self.run_of(id, &call, "cannot fetch a job").await?;
         let mut parts = read::<Vec<Value>>(answer)?.into_iter();
         let hash = parts.next().unwrap_or(Value::Nil);

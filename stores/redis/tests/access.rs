@@ -47,7 +47,7 @@ async fn every_call_is_allowed(builder: Builder) {
         let seen = tokio::spawn(seen);
         here.change(record.id(), response(bytes)).await.unwrap();
         seen.await.unwrap().unwrap();
-        let (_, outcome) = there.fetch(record.id()).await.unwrap().unwrap();
+        let (_, outcome) = there.fetch(record.id(), None).await.unwrap().unwrap();
         assert_eq!(outcome.unwrap().whole().await.unwrap().body().len(), bytes);
         let removed = there.change(record.id(), Change::Remove).await.unwrap();
         assert!(matches!(removed, Changed::Applied(_)));

@@ -777,7 +777,7 @@ async fn jobs_whose_takes_lost_their_answers_are_all_run() {
     loop {
         let mut ended = 0;
         for id in &ids {
-            let record = accepts.read(*id).await.unwrap().unwrap();
+            let record = accepts.read(*id, None).await.unwrap().unwrap();
             ended += usize::from(record.status() == Status::Succeeded);
         }
         if ended == ids.len() {
@@ -825,7 +825,7 @@ async fn jobs_that_run_here_are_not_handed_back_when_connections_are_lost() {
         sleep(LEASE * 2).await;
     }
     for id in ids {
-        let record = watches.read(id).await.unwrap().unwrap();
+        let record = watches.read(id, None).await.unwrap().unwrap();
         assert_eq!((record.status(), record.attempt().unwrap_or(1)), (Status::Running, 1));
         assert!(matches!(runs.change(id, done()).await.unwrap(), Changed::Applied(_)));
     }
@@ -874,7 +874,7 @@ async fn jobs_behind_unreadable_ones_begin_at_once() {
     }
     for job in &bad {
         let id = job.rsplit('/').next().unwrap().parse().unwrap();
-        let record = serves.store.read(id).await.unwrap().unwrap();
+        let record = serves.store.read(id, None).await.unwrap().unwrap();
         assert_eq!(record.failure(), Some(Failure::Corrupt));
         // Those whose owner cannot be read are nobody's.
         let answer = app::send(&serves.app, "GET", &format!("{job}/status")).await;

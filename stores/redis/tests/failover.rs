@@ -27,7 +27,7 @@ fn response() -> Change {
 }
 
 async fn status(store: &RedisStore, id: JobId) -> Status {
-    store.read(id).await.unwrap().expect("the job is there").status()
+    store.read(id, None).await.unwrap().expect("the job is there").status()
 }
 
 /// What comes of it once the store answers.
@@ -80,7 +80,7 @@ async fn a_primary_that_is_killed_loses_no_job_and_nobody_takes_a_node_for_dead(
     let jobs = jobs(&here, 1).await;
     cluster.nodes[0].kill();
     for (number, id) in jobs.iter().enumerate() {
-        let found = at_last(async || there.read(*id).await).await;
+        let found = at_last(async || there.read(*id, None).await).await;
         assert_eq!(found.expect("it was promised").status(), Status::Running);
         if number % 2 == 0 {
             let changed = at_last(async || here.change(*id, response()).await).await;
@@ -92,7 +92,7 @@ async fn a_primary_that_is_killed_loses_no_job_and_nobody_takes_a_node_for_dead(
     // Whoever waits is told of a change in a partition of the replica that took over, and not only
     // once it looks again of itself, which it does after ten seconds.
     for id in jobs.iter().skip(1).step_by(2) {
-        let seen = there.read(*id).await.unwrap().unwrap().version();
+        let seen = there.read(*id, None).await.unwrap().unwrap().version();
         let woken = tokio::spawn(there.changed(*id, seen, Interest::Status));
         assert!(matches!(here.change(*id, Change::Cancel).await.unwrap(), Changed::Applied(_)));
         timeout(PATIENCE, woken).await.expect("it is told").unwrap().unwrap();
@@ -134,7 +134,7 @@ async fn a_job_waits_for_the_replica_of_its_own_primary() {
             Err(_) => {
                 refused += 1;
                 at_last(async || store.take_back(record.id()).await).await;
-                assert!(store.read(record.id()).await.unwrap().is_none());
+                assert!(store.read(record.id(), None).await.unwrap().is_none());
             }
         }
     }

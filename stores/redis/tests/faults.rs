@@ -42,7 +42,7 @@ fn response(bytes: usize) -> Change {
     Change::Finish(End::Response(Outcome::new(&head, &vec![b'x'; bytes], None)))
 }
 async fn status(store: &RedisStore, id: JobId) -> Status {
-    store.read(id).await.unwrap().unwrap().status()
+    store.read(id, None).await.unwrap().unwrap().status()
 }
 
 /// A wire with a delay, whose present connections can go silent, and that can be led elsewhere.
@@ -149,7 +149,7 @@ async fn open_at_last(store: &RedisStore, tasks: Vec<JoinHandle<JobId>>) -> usiz
     sleep(Duration::from_secs(6)).await;
     let mut left = 0;
     for id in ids {
-        let record = store.read(id).await.unwrap();
+        let record = store.read(id, None).await.unwrap();
         left += usize::from(record.is_some_and(|record| !record.status().is_end()));
     }
     left
@@ -252,7 +252,7 @@ async fn one_job_that_is_not_as_it_should_be_keeps_no_other_from_its_end() {
     for id in &ids {
         left += usize::from(status(&alive, *id).await == Status::Running);
     }
-    assert_eq!(alive.read(wrong).await.unwrap().unwrap().failure(), Some(Failure::Corrupt));
+    assert_eq!(alive.read(wrong, None).await.unwrap().unwrap().failure(), Some(Failure::Corrupt));
     let sets = server.cli(&["keys", "*:r:*"]);
     assert_eq!(left, 0, "of {} jobs of a dead node; its sets: {sets:?}", ids.len());
 }
@@ -270,7 +270,7 @@ async fn a_connection_that_is_silent_is_replaced() {
     let id = inserted(&store).await;
     wire.silence();
     let begun = Instant::now();
-    while store.read(id).await.is_err() {
+    while store.read(id, None).await.is_err() {
         sleep(Duration::from_millis(20)).await;
         assert!(
             begun.elapsed() < Duration::from_secs(15),
@@ -298,7 +298,7 @@ async fn who_ends_the_jobs_of_a_dead_node_is_not_taken_for_dead() {
     sleep(LEASE / 2).await;
     let near = builder(server.url()).connect().await.unwrap();
     sleep(LEASE * 8).await;
-    let record = near.read(held).await.unwrap().unwrap();
+    let record = near.read(held, None).await.unwrap().unwrap();
     assert_eq!((record.status(), record.failure()), (Status::Running, None));
 }
 
@@ -344,7 +344,7 @@ async fn a_primary_that_is_gone_is_no_matter_of_the_others() {
                     begun.elapsed() < Duration::from_secs(15),
                     "{error}: {:?}; keys: read {:?}",
                     error.source(),
-                    store.read(id).await.map(|r| r.unwrap().status())
+                    store.read(id, None).await.map(|r| r.unwrap().status())
                 );
             }
         }
@@ -382,7 +382,7 @@ async fn an_insert_that_was_held_up_is_not_carried_out_after_it_was_taken_back()
     wire.thaw();
     sleep(Duration::from_secs(1)).await;
     while store.take_back(running().id()).await.is_err() {}
-    assert!(store.read(record.id()).await.unwrap().is_none(), "it is there");
+    assert!(store.read(record.id(), None).await.unwrap().is_none(), "it is there");
 }
 
 #[tokio::test]
@@ -428,7 +428,7 @@ async fn an_insert_into_a_cluster_is_not_carried_out_after_it_was_taken_back() {
         }
         sleep(Duration::from_secs(2)).await;
         for id in ids {
-            if store.read(id).await.unwrap().is_some() {
+            if store.read(id, None).await.unwrap().is_some() {
                 left.push((round, id));
             }
         }
@@ -462,7 +462,7 @@ async fn failover() -> (bool, Status) {
         store.change(runs, Change::Progress(p)).await.unwrap();
     }
     store.change(ends, response(10)).await.unwrap();
-    let seen = store.read(runs).await.unwrap().unwrap().version();
+    let seen = store.read(runs, None).await.unwrap().unwrap().version();
     assert_eq!(seen, 3);
     let waiter = {
         let store = store.clone();
@@ -478,13 +478,13 @@ async fn failover() -> (bool, Status) {
     wire.lead_to(replica.port);
     drop(server);
     let begun = Instant::now();
-    while store.read(runs).await.is_err() {
+    while store.read(runs, None).await.is_err() {
         assert!(begun.elapsed() < Duration::from_secs(10));
         sleep(Duration::from_millis(20)).await;
     }
     eprintln!(
         "after: runs v{} ends {:?}",
-        store.read(runs).await.unwrap().unwrap().version(),
+        store.read(runs, None).await.unwrap().unwrap().version(),
         status(&store, ends).await
     );
     store.change(runs, Change::Cancel).await.unwrap();
@@ -565,7 +565,7 @@ async fn slots_that_have_moved_wake_waiters() {
     assert!(cluster.nodes[2].cli(&["keys", "*:j:*"]).trim().is_empty(), "not moved");
     // All have heard of it.
     for id in &before {
-        while here.read(*id).await.is_err() || there.read(*id).await.is_err() {}
+        while here.read(*id, None).await.is_err() || there.read(*id, None).await.is_err() {}
     }
     sleep(Duration::from_secs(3)).await;
     let mut slow = Vec::new();
@@ -623,15 +623,15 @@ async fn a_change_missed_in_a_long_outage_is_seen_as_soon_as_redis_is_back() {
     let near = builder(server.url()).connect().await.unwrap();
     let far = builder(proxy.url()).timeout(Duration::from_millis(200)).connect().await.unwrap();
     let id = inserted(&near).await;
-    let seen = near.read(id).await.unwrap().unwrap().version();
+    let seen = near.read(id, None).await.unwrap().unwrap().version();
     // Resolves at once; the script that looks is loaded then.
     far.changed(id, seen + 1, Interest::Status).await.unwrap();
     let waiter = tokio::spawn(far.changed(id, seen, Interest::Status));
     // The first lets the waiter ask, the second is answered after that.
-    far.read(id).await.unwrap();
-    far.read(id).await.unwrap();
+    far.read(id, None).await.unwrap();
+    far.read(id, None).await.unwrap();
     proxy.cut();
-    assert!(far.read(id).await.is_err());
+    assert!(far.read(id, None).await.is_err());
     near.change(id, Change::Cancel).await.unwrap();
     sleep(Duration::from_secs(2)).await;
     assert!(!waiter.is_finished());
@@ -656,14 +656,14 @@ async fn a_password_refused_on_reconnecting_is_told_to_the_calls_that_wait() {
     server.cli(&["client", "kill", "user", "shop"]);
     let begun = Instant::now();
     loop {
-        let refused = store.read(id).await.unwrap_err();
+        let refused = store.read(id, None).await.unwrap_err();
         if format!("{refused:?}").contains("WRONGPASS") {
             break;
         }
         assert!(begun.elapsed() < Duration::from_secs(10), "{refused:?}");
     }
     allow(">old");
-    while store.read(id).await.is_err() {
+    while store.read(id, None).await.is_err() {
         assert!(begun.elapsed() < Duration::from_secs(20));
     }
 }
@@ -837,8 +837,8 @@ async fn whatever_reads_a_damaged_record_ends_its_job() {
     let server = Server::start(&[]);
     type Call = fn(&RedisStore, JobId) -> std::pin::Pin<Box<dyn Future<Output = ()> + '_>>;
     let calls: [(&str, Call); 8] = [
-        ("read", |store, id| Box::pin(async move { drop(store.read(id).await.unwrap()) })),
-        ("fetch", |store, id| Box::pin(async move { drop(store.fetch(id).await.unwrap()) })),
+        ("read", |store, id| Box::pin(async move { drop(store.read(id, None).await.unwrap()) })),
+        ("fetch", |store, id| Box::pin(async move { drop(store.fetch(id, None).await.unwrap()) })),
         ("start", |store, id| {
             Box::pin(async move { drop(store.change(id, Change::Start).await.unwrap()) })
         }),
@@ -853,7 +853,7 @@ async fn whatever_reads_a_damaged_record_ends_its_job() {
         }),
         ("wait", |store, id| {
             Box::pin(async move {
-                while !store.read(id).await.unwrap().unwrap().status().is_end() {
+                while !store.read(id, None).await.unwrap().unwrap().status().is_end() {
                     store.changed(id, 0, Interest::Status).await.unwrap();
                 }
             })
@@ -887,7 +887,7 @@ async fn whatever_reads_a_damaged_record_ends_its_job() {
             server.cli(&["eval", damage, "1", &job]);
             call(&store, id).await;
             let after = format!("{name}, after {damage}");
-            let record = store.read(id).await.unwrap().unwrap();
+            let record = store.read(id, None).await.unwrap().unwrap();
             let is = (record.status(), record.failure());
             assert_eq!(is, (Status::Failed, Some(Failure::Corrupt)), "{after}");
             assert!(server.cli(&["pttl", &job]).trim().parse::<i64>().unwrap() > 0, "{after}");
@@ -917,7 +917,7 @@ async fn an_ended_job_that_cannot_be_read_is_counted_once() {
     assert!(store.usage().await.unwrap()[0].bytes > 0);
     let job = format!("{{{prefix}:{:02}}}:j:{id}", id.partition());
     server.cli(&["hset", &job, "n", "many"]);
-    let (record, outcome) = store.fetch(id).await.unwrap().unwrap();
+    let (record, outcome) = store.fetch(id, None).await.unwrap().unwrap();
     assert_eq!(record.failure(), Some(Failure::Corrupt));
     assert!(outcome.is_none());
     let usage = store.usage().await.unwrap();

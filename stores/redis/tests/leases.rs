@@ -23,7 +23,7 @@ async fn inserted(store: &RedisStore, make: fn(JobId, SystemTime, Duration) -> R
 }
 
 async fn record(store: &RedisStore, id: JobId) -> Record {
-    store.read(id).await.unwrap().expect("the job is there")
+    store.read(id, None).await.unwrap().expect("the job is there")
 }
 
 fn response() -> Change {
@@ -122,7 +122,7 @@ async fn a_node_that_was_cut_off_ends_nothing_any_more_and_goes_on_under_another
         matches!(told, Changed::Refused(record) if record.failure() == Some(Failure::NodeLost))
     );
     // Decided once: no outcome came after it.
-    assert!(alive.fetch(id).await.unwrap().unwrap().1.is_none());
+    assert!(alive.fetch(id, None).await.unwrap().unwrap().1.is_none());
     let next = inserted(&late, Record::running).await;
     sleep(LEASE * 4).await;
     assert_eq!(record(&alive, next).await.status(), Status::Running, "it has a lease again");

@@ -8,11 +8,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use support::{Server, fresh_prefix};
+use support::{Server, fresh_prefix, proxy::Proxy};
 use tower_offload::{
     Change, Claim, Digest, End, JobId, Outcome, Progress, Record, Store, store::Interest,
 };
 use tower_offload_redis::RedisStore;
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// What a server is asked, from now on.
 struct Monitor {
@@ -34,6 +36,11 @@ impl Monitor {
 
     /// The commands since the last time, without those of scripts.
     fn commands(&mut self, server: &Server) -> Vec<String> {
+        self.all(server).into_iter().filter(|command| !command.starts_with("lua")).collect()
+    }
+
+    /// The commands since the last time, those of scripts too.
+    fn all(&mut self, server: &Server) -> Vec<String> {
         server.cli(&["echo", "so far"]);
         let mut commands = Vec::new();
         for line in &mut self.lines {
@@ -41,10 +48,8 @@ impl Monitor {
             if line.contains("\"echo\" \"so far\"") {
                 break;
             }
-            if !line.contains(" lua]") {
-                let command = line.split('"').nth(1).unwrap_or_default();
-                commands.push(command.to_ascii_lowercase());
-            }
+            let command = line.split('"').nth(1).unwrap_or_default().to_ascii_lowercase();
+            commands.push(if line.contains(" lua]") { format!("lua {command}") } else { command });
         }
         commands
     }
@@ -88,7 +93,7 @@ async fn each_call_is_one_command() {
     store.insert(warm.clone(), 0).await.unwrap();
     store.change(warm.id(), Change::Start).await.unwrap();
     store.change(warm.id(), response(0)).await.unwrap();
-    store.fetch(warm.id()).await.unwrap();
+    store.fetch(warm.id(), None).await.unwrap();
     store.claimed(key).await.unwrap();
     store.changed(warm.id(), 0, Interest::Status).await.unwrap();
     store.take_back(warm.id()).await.unwrap();
@@ -106,8 +111,10 @@ async fn each_call_is_one_command() {
     sent("a claim", &["evalsha"]);
     store.queued(None).await.unwrap();
     sent("how many durable jobs wait, in all partitions", &["evalsha"]);
-    store.read(id).await.unwrap();
+    store.read(id, None).await.unwrap();
     sent("a poll", &["hgetall"]);
+    store.read(id, Some(key)).await.unwrap();
+    sent("a poll by an owner", &["evalsha"]);
     store.change(id, Change::Start).await.unwrap();
     sent("start", &["evalsha"]);
     store.change(id, Change::Progress(Progress::new(Some(0.5), Some("half")))).await.unwrap();
@@ -116,7 +123,7 @@ async fn each_call_is_one_command() {
     sent("a look before waiting", &["evalsha"]);
     store.change(id, response(1000)).await.unwrap();
     sent("an end", &["evalsha"]);
-    store.fetch(id).await.unwrap();
+    store.fetch(id, None).await.unwrap();
     sent("a fetch", &["evalsha"]);
     store.change(id, Change::Cancel).await.unwrap();
     sent("a cancel that is refused", &["evalsha"]);
@@ -160,4 +167,44 @@ async fn looking_for_jobs_is_one_command_a_second() {
     monitor.commands(&server);
     assert!(store.take("work".into()).await.unwrap().is_some());
     assert_eq!(monitor.commands(&server), ["evalsha"]);
+}
+
+/// Neither the commands nor the bytes tell a stranger that there is a job.
+#[tokio::test]
+async fn a_job_of_another_owner_costs_what_an_unknown_one_does() {
+    let server = Server::start(&[]);
+    let proxy = Proxy::start(server.port).await;
+    let builder = RedisStore::builder(proxy.url()).prefix(fresh_prefix());
+    let store = builder.lease(HOUR).connect().await.unwrap();
+    let (owner, stranger) = (Digest::from([1; 32]), Some(Digest::from([2; 32])));
+    let new = || Record::queued(JobId::random().unwrap(), SystemTime::now(), HOUR);
+    let mut jobs = Vec::new();
+    for outcome in [None, Some(0), Some(100_000), Some(3 << 20)] {
+        let record = new().with_owner(owner);
+        store.insert(record.clone(), 0).await.unwrap();
+        if let Some(bytes) = outcome {
+            store.change(record.id(), response(bytes)).await.unwrap();
+        }
+        jobs.push(record.id());
+    }
+    // The script is there once it has been asked for.
+    assert!(store.fetch(jobs[2], Some(owner)).await.unwrap().unwrap().1.is_some());
+    let mut monitor = Monitor::start(&server);
+    let mut cost = async |id: JobId| {
+        let before = proxy.replied();
+        assert!(store.read(id, stranger).await.unwrap().is_none());
+        assert!(store.fetch(id, stranger).await.unwrap().is_none());
+        (monitor.all(&server), proxy.replied() - before)
+    };
+    let unknown = cost(new().id()).await;
+    assert_eq!(unknown.0, ["evalsha", "lua hget", "evalsha", "lua hget"]);
+    for id in &jobs {
+        assert_eq!(cost(*id).await, unknown);
+    }
+    // The owner is told, and no outcome is sent where only the record is wanted.
+    let before = proxy.replied();
+    for id in jobs {
+        assert!(store.read(id, Some(owner)).await.unwrap().is_some());
+    }
+    assert!(proxy.replied() - before < 4000);
 }

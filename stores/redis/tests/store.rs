@@ -44,7 +44,7 @@ fn long(bytes: usize) -> Vec<u8> {
 }
 
 async fn kept(store: &RedisStore, id: JobId) -> Option<Outcome> {
-    let (_, outcome) = store.fetch(id).await.unwrap().expect("the job is there");
+    let (_, outcome) = store.fetch(id, None).await.unwrap().expect("the job is there");
     Some(outcome?.whole().await.unwrap())
 }
 
@@ -115,7 +115,7 @@ async fn apps_with_prefixes_of_their_own_share_a_server() {
     let server = Server::start(&[]);
     let (one, other) = (store(&server).await, store(&server).await);
     let id = inserted(&one, TTL).await;
-    assert!(other.read(id).await.unwrap().is_none());
+    assert!(other.read(id, None).await.unwrap().is_none());
     assert_eq!(other.usage().await.unwrap(), []);
     assert_eq!(one.usage().await.unwrap()[0].jobs, 1);
     for wrong in ["", "a{b", "a}b"] {
@@ -135,7 +135,7 @@ async fn a_claim_of_another_partition_is_refused() {
     let refused = store.insert(record.clone().with_claim(Claim::new(key, key)), 0).await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreUnavailable);
     assert!(store.claimed(key).await.unwrap().is_none());
-    assert!(store.read(record.id()).await.unwrap().is_none());
+    assert!(store.read(record.id(), None).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -170,11 +170,11 @@ async fn a_full_redis_takes_no_job_and_lets_those_it_has_end() {
     assert_eq!(refused.kind(), ErrorKind::StoreFull);
     // Not carried out at all: what could not be written now can be later.
     assert!(store.change(first, response(b"late")).await.is_err());
-    assert_eq!(store.read(first).await.unwrap().unwrap().status(), Status::Running);
+    assert_eq!(store.read(first, None).await.unwrap().unwrap().status(), Status::Running);
     let canceled = store.change(second, Change::Cancel).await.unwrap();
     assert!(matches!(canceled, Changed::Applied(_)));
     store.take_back(third).await.unwrap();
-    assert!(store.read(third).await.unwrap().is_none());
+    assert!(store.read(third, None).await.unwrap().is_none());
     server.cli(&["config", "set", "maxmemory", "0"]);
     store.change(first, response(b"late")).await.unwrap();
     assert_eq!(kept(&store, first).await.unwrap().body(), "late");
@@ -199,7 +199,7 @@ async fn what_a_newer_version_has_written_beside_is_left_as_it_is() {
     let key = server.cli(&["keys", "*:j:*"]);
     server.cli(&["hset", key.trim(), "priority", "{\"a\":[1]}"]);
     store.change(id, response(b"body")).await.unwrap();
-    assert_eq!(store.read(id).await.unwrap().unwrap().status(), Status::Succeeded);
+    assert_eq!(store.read(id, None).await.unwrap().unwrap().status(), Status::Succeeded);
     assert_eq!(server.cli(&["hget", key.trim(), "priority"]).trim(), "{\"a\":[1]}");
 }
 
@@ -221,7 +221,7 @@ async fn whoever_waits_is_woken_though_the_connection_was_lost_meanwhile() {
         server.cli(&["client", "kill", "type", "pubsub"]);
         if round % 2 == 0 {
             // Connected again, it hears of changes again.
-            while there.read(id).await.is_err() {}
+            while there.read(id, None).await.is_err() {}
         }
         while here.change(id, Change::Cancel).await.is_err() {}
         let woken = tokio::time::timeout(Duration::from_secs(5), waiting).await;

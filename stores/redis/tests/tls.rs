@@ -114,12 +114,12 @@ async fn client(is_cluster: bool, urls: &[String]) {
         let record = Record::running(id, SystemTime::now(), Duration::from_secs(3600));
         here.insert(record, 0).await.unwrap();
         let waiter = tokio::spawn(there.changed(id, 0, Interest::Status));
-        there.read(id).await.unwrap();
+        there.read(id, None).await.unwrap();
         let head = http::Response::new(()).into_parts().0;
         let end = Change::Finish(End::Response(Outcome::new(&head, b"done", None)));
         here.change(id, end).await.unwrap();
         // Sooner than it would look again of itself.
         tokio::time::timeout(Duration::from_secs(8), waiter).await.unwrap().unwrap().unwrap();
-        assert_eq!(there.read(id).await.unwrap().unwrap().status(), Status::Succeeded);
+        assert_eq!(there.read(id, None).await.unwrap().unwrap().status(), Status::Succeeded);
     }
 }

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU16, AtomicU64, Ordering},
+        atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -26,6 +26,7 @@ pub struct Proxy {
     loses_replies: watch::Sender<bool>,
     /// How long each reply is under way, in milliseconds.
     delay: Arc<AtomicU64>,
+    replied: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -34,13 +35,16 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, (is_cut, cut)) = (listener.local_addr().unwrap(), watch::channel(false));
         let (loses_replies, loses) = watch::channel(false);
+        let replied = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&replied);
         let server = Arc::new(AtomicU16::new(port));
         let (to, delay) = (Arc::clone(&server), Arc::new(AtomicU64::new(0)));
         let delayed = Arc::clone(&delay);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (mut cut, port) = (cut.clone(), to.load(Ordering::Relaxed));
-                let (loses, delay) = (loses.clone(), Arc::clone(&delayed));
+                let (loses, delay, count) =
+                    (loses.clone(), Arc::clone(&delayed), Arc::clone(&count));
                 tokio::spawn(async move {
                     // An error is the end of a connection, too.
                     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else {
@@ -50,13 +54,13 @@ impl Proxy {
                     let (replies, mut to_server) = server.into_split();
                     tokio::select! {
                         _ = copy(&mut requests, &mut to_server) => {}
-                        () = pass_on(replies, to_client, loses, delay) => {}
+                        () = pass_on(replies, to_client, loses, delay, count) => {}
                         _ = cut.wait_for(|is_cut| *is_cut) => {}
                     }
                 });
             }
         });
-        Self { address, server, is_cut, loses_replies, delay }
+        Self { address, server, is_cut, loses_replies, delay, replied }
     }
 
     pub fn url(&self) -> String {
@@ -85,6 +89,11 @@ impl Proxy {
         self.delay.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 
+    /// The bytes that the server has answered.
+    pub fn replied(&self) -> usize {
+        self.replied.load(Ordering::Relaxed)
+    }
+
     pub fn mend(&self) {
         self.loses_replies.send_replace(false);
         self.is_cut.send_replace(false);
@@ -96,9 +105,11 @@ async fn pass_on(
     mut to: OwnedWriteHalf,
     loses: watch::Receiver<bool>,
     delay: Arc<AtomicU64>,
+    replied: Arc<AtomicUsize>,
 ) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        replied.fetch_add(read, Ordering::Relaxed);
         let delay = delay.load(Ordering::Relaxed);
         if delay > 0 {
             tokio::time::sleep(Duration::from_millis(delay)).await;
