@@ -437,6 +437,43 @@ async fn slow_readers_share_one_result() {
     desk.is_served().await;
 }
 
+/// Each reads a result of its own, which it has removed, and stalls: the memory is in use, and counts.
+#[tokio::test]
+async fn removed_results_that_stalled_readers_hold_stay_within_the_limit() {
+    const LIMIT: usize = 64 * MIB;
+    const SIZE: usize = 4 * MIB - 4096;
+    let mut desk = Desk::new(builder().max_stored_bytes(LIMIT), nothing_more).await;
+    let (readers, memory) = at_most(async {
+        let mut readers = Vec::new();
+        loop {
+            let answer = desk.healthy.post(&desk.server, "/held", "").await;
+            if answer.status == 503 {
+                break readers;
+            }
+            let job = answer.location();
+            desk.calls.next().await.answer(vec![b'x'; SIZE]);
+            desk.healthy.ended(&desk.server, job).await;
+            let mut raw = desk.server.connect().await;
+            raw.write(format!("GET {job}/result HTTP/1.1\r\nhost: x\r\n\r\n")).await;
+            soon("a byte", raw.0.read_u8()).await.unwrap();
+            let removed = desk.healthy.delete(&desk.server, &format!("{job}/result")).await;
+            assert_eq!(removed.status, 204);
+            readers.push(raw);
+            assert!(readers.len() < READERS, "removed results count nothing while they are read");
+        }
+    })
+    .await;
+    println!("{} stalled readers take {memory} bytes at most", readers.len());
+    assert!(memory < LIMIT + 4 * SIZE, "{memory} bytes");
+    desk.is_served().await;
+    // Room is there again once they have gone.
+    drop(readers);
+    let accepted =
+        async { while desk.healthy.post(&desk.server, "/held", "").await.status != 202 {} };
+    soon("a job is accepted", accepted).await;
+    desk.calls.next().await.answer("done");
+}
+
 // --------------------------------------------------------------------------- 10,000 that poll
 
 const POLLS: usize = 10_000;

@@ -29,8 +29,9 @@ const RUNNING: usize = 256 - 2 * 24;
 /// A small outcome: 64 bytes of JSON.
 const OUTCOME: usize = 200;
 
-/// A job with that outcome, and its entry in the queue of expiry.
-const FINISHED: usize = 400;
+/// A job with that outcome, its entry in the queue of expiry, and 56 bytes that count the outcome until
+/// its last reader has let go of it.
+const FINISHED: usize = 416;
 
 fn poll<T>(future: &mut StoreFuture<T>) -> Option<T> {
     match Pin::new(future).poll(&mut Context::from_waker(Waker::noop())) {

@@ -333,6 +333,8 @@ mod beside_a_model {
         Remove(usize),
         TakeBack(usize),
         Claimed(usize),
+        Fetch { job: usize, slice: bool },
+        DropReader(usize),
         Wait { job: usize, seen: u32, interest: Interest },
         DropWaiter(usize),
         Pass(u64),
@@ -354,6 +356,8 @@ mod beside_a_model {
             2 => job().prop_map(Op::Remove),
             1 => job().prop_map(Op::TakeBack),
             1 => (0..2_usize).prop_map(Op::Claimed),
+            2 => (job(), any::<bool>()).prop_map(|(job, slice)| Op::Fetch { job, slice }),
+            2 => (0..5_usize).prop_map(Op::DropReader),
             3 => (job(), 0..4_u32, interests)
                 .prop_map(|(job, seen, interest)| Op::Wait { job, seen, interest }),
             1 => (0..5_usize).prop_map(Op::DropWaiter),
@@ -377,6 +381,17 @@ mod beside_a_model {
         claim: Option<usize>,
         disclosed: bool,
         progress: Option<Progress>,
+        /// Which of all outcomes it has, by when they came.
+        number: u32,
+    }
+
+    /// Somebody who has bytes of an outcome.
+    struct Reader {
+        bytes: Bytes,
+        /// Of this outcome, of this job, so many bytes in all.
+        number: u32,
+        job: usize,
+        len: usize,
     }
 
     impl Job {
@@ -394,6 +409,7 @@ mod beside_a_model {
                 claim,
                 disclosed: false,
                 progress: None,
+                number: 0,
             }
         }
 
@@ -494,6 +510,7 @@ mod beside_a_model {
         ids: Vec<JobId>,
         model: HashMap<JobId, Job>,
         waiters: Vec<(JobId, u32, Interest, tokio_test::task::Spawn<StoreFuture<()>>)>,
+        readers: Vec<Reader>,
         said: u32,
     }
 
@@ -515,7 +532,8 @@ mod beside_a_model {
         fn new() -> Self {
             let ids = (0..3).map(|_| JobId::random().unwrap()).collect();
             let store = MemoryStore::new(ROOM);
-            Self { store, ids, model: HashMap::new(), waiters: Vec::new(), said: 0 }
+            let (model, waiters, readers) = Default::default();
+            Self { store, ids, model, waiters, readers, said: 0 }
         }
 
         async fn run(&mut self, op: Op) {
@@ -538,6 +556,10 @@ mod beside_a_model {
                     // An outcome that is larger than it may be is never stored.
                     if outcome.as_bytes().len() <= room {
                         self.change(job, Change::Finish(End::Response(outcome)));
+                        self.said += 1;
+                        if let Some(job) = self.model.get_mut(&self.ids[job]) {
+                            job.number = if job.number == 0 { self.said } else { job.number };
+                        }
                     }
                 }
                 Op::TakeBack(job) => {
@@ -557,6 +579,23 @@ mod beside_a_model {
                             holder.disclosed = true;
                         }
                         (found, holder) => assert!(found.is_none() && holder.is_none()),
+                    }
+                }
+                Op::Fetch { job, slice } => {
+                    let fetched = now(self.store.fetch(self.ids[job], None)).unwrap();
+                    if let Some((_, Some(outcome))) = fetched {
+                        let outcome = now(StoreFuture::new(outcome.whole())).unwrap();
+                        let (number, len) =
+                            (self.model[&self.ids[job]].number, outcome.as_bytes().len());
+                        // The smallest slice holds all of the memory.
+                        let bytes = outcome.as_bytes().clone();
+                        let bytes = if slice { bytes.slice(..1) } else { bytes };
+                        self.readers.push(Reader { bytes, number, job, len });
+                    }
+                }
+                Op::DropReader(reader) => {
+                    if reader < self.readers.len() {
+                        drop(self.readers.swap_remove(reader).bytes);
                     }
                 }
                 Op::Wait { job, seen, interest } => {
@@ -600,7 +639,7 @@ mod beside_a_model {
                 record = record.with_claim(Claim::new(key(claims), [0; 32].into()));
             }
             let inserted = now(self.store.insert(record, room));
-            let used: usize = self.model.values().map(Job::bytes).sum();
+            let used = self.used(|_| true).1;
             let holds = |job: &&mut Job| claims.is_some() && job.claim == claims;
             let holder = self.model.values_mut().find(holds);
             match inserted {
@@ -663,16 +702,28 @@ mod beside_a_model {
             self.counts();
         }
 
+        /// How many of these jobs are kept, and the bytes of them and of their outcomes that somebody
+        /// reads.
+        fn used(&self, of: impl Fn(usize) -> bool) -> (usize, usize) {
+            let ids = self.ids.iter().enumerate().filter(|(job, _)| of(*job));
+            let jobs: Vec<_> = ids.filter_map(|(_, id)| self.model.get(id)).collect();
+            let is_kept = |reader: &&Reader| {
+                let has = |job: &&Job| job.number == reader.number && job.outcome.is_some();
+                self.model.values().find(has).is_some()
+            };
+            let read = self.readers.iter().filter(|reader| of(reader.job) && !is_kept(reader));
+            let read: HashMap<_, _> = read.map(|reader| (reader.number, reader.len)).collect();
+            let bytes = jobs.iter().map(|job| job.bytes()).chain(read.into_values()).sum();
+            (jobs.len(), bytes)
+        }
+
         /// That what is kept is counted, all together and by policy.
         fn counts(&self) {
-            let used: usize = self.model.values().map(Job::bytes).sum();
-            assert_eq!((self.store.jobs(), self.store.bytes()), (self.model.len(), used));
+            let used = self.used(|_| true);
+            assert_eq!((self.store.jobs(), self.store.bytes()), used);
             let usage = now(self.store.usage()).unwrap();
             for name in ["even", "odd"] {
-                let is_of = |(job, _): &(usize, &JobId)| policy(*job) == name;
-                let ids = self.ids.iter().enumerate().filter(is_of);
-                let jobs = ids.filter_map(|(_, id)| self.model.get(id));
-                let wanted = jobs.fold((0, 0), |(n, sum), job| (n + 1, sum + job.bytes()));
+                let wanted = self.used(|job| policy(job) == name);
                 let told = usage.iter().find(|usage| usage.policy.as_deref() == Some(name));
                 let told = told.map_or((0, 0), |usage| (usage.jobs, usage.bytes));
                 assert_eq!(told, wanted, "{name}");

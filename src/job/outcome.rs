@@ -39,6 +39,11 @@ impl Outcome {
         &self.bytes
     }
 
+    /// The same outcome in other bytes, which must be equal.
+    pub(crate) fn in_bytes(self, other: impl FnOnce(Bytes) -> Bytes) -> Self {
+        Self { bytes: other(self.bytes) }
+    }
+
     /// Reads an outcome back from [`as_bytes`](Self::as_bytes).
     ///
     /// # Errors

@@ -101,12 +101,12 @@ impl Kept {
         }
     }
 
-    /// What it counts with, beside what every job does. An outcome larger than the room that was
-    /// kept for it breaks the contract; it is counted all the same.
-    pub(super) fn bytes(&self) -> usize {
+    /// What it counts with, beside what every job does and its outcome, which
+    /// [counts by itself](Tally::counted).
+    pub(super) fn room(&self) -> usize {
         match &self.stage {
             Stage::Open { room, .. } => *room,
-            Stage::Ended { outcome, .. } => outcome.as_ref().map_or(0, |all| all.as_bytes().len()),
+            Stage::Ended { .. } => 0,
         }
     }
 
@@ -129,9 +129,13 @@ impl Kept {
             Stage::Ended { outcome: before, .. } => {
                 followed.removed = std::mem::replace(before, outcome);
             }
-            Stage::Open { .. } => {
+            Stage::Open { room, .. } => {
                 let expires = expiry_of(&self.record, at);
                 followed.expires = Some(expires);
+                // An outcome larger than the room that was kept for it breaks the contract; it is
+                // counted all the same.
+                self.tally.recount(*room, outcome.as_ref().map_or(0, |all| all.as_bytes().len()));
+                let outcome = outcome.map(|outcome| self.tally.counted(outcome));
                 self.stage = Stage::Ended { outcome, expires };
             }
         }

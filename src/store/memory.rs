@@ -41,7 +41,8 @@ const SHARDS: usize = 1024;
 ///
 /// It never holds more than the bytes that it was made with: each job counts with its outcome (with
 /// the largest possible one, until it has ended) and 1,024 bytes for itself. Dropped jobs give their
-/// memory back.
+/// memory back; an outcome that a client still reads counts until that client has all of it, also after
+/// it was removed or has expired.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     inner: Arc<Inner>,
@@ -53,7 +54,7 @@ pub(super) struct Inner {
     jobs: DashMap<JobId, Box<Kept>, IdHash>,
     /// Which job has the claim on a key. Its locks are taken before those of `jobs`, never after.
     claims: DashMap<Digest, JobId>,
-    bytes: Budget,
+    bytes: Arc<Budget>,
     tallies: Tallies,
     expiry: Expiry,
     /// Numbers those who wait for a change.
@@ -63,12 +64,13 @@ pub(super) struct Inner {
 impl MemoryStore {
     /// A store that holds at most `max_bytes` bytes.
     pub fn new(max_bytes: usize) -> Self {
+        let bytes = Arc::new(Budget::new(max_bytes));
         Self {
             inner: Arc::new(Inner {
                 jobs: DashMap::with_hasher_and_shard_amount(IdHash::default(), SHARDS),
                 claims: DashMap::with_shard_amount(SHARDS),
-                bytes: Budget::new(max_bytes),
-                tallies: Tallies::default(),
+                tallies: Tallies::new(Arc::clone(&bytes)),
+                bytes,
                 expiry: Expiry::default(),
                 waiters: AtomicU64::new(0),
             }),
@@ -80,7 +82,8 @@ impl MemoryStore {
         outcome_bytes.checked_add(JOB_BYTES).is_some_and(|bytes| bytes <= self.inner.bytes.max())
     }
 
-    /// The bytes that are in use, as they count for the limit.
+    /// The bytes that are in use, as they count for the limit: those of jobs, and of outcomes that clients
+    /// still read.
     pub fn bytes(&self) -> usize {
         self.inner.bytes.used()
     }
@@ -202,12 +205,12 @@ impl Inner {
             }
             Entry::Occupied(mut occupied) if occupied.get().is_expired() => occupied.insert(kept),
             Entry::Occupied(_) => {
-                kept.tally.remove(outcome_bytes + JOB_BYTES);
+                kept.tally.withdraw(outcome_bytes + JOB_BYTES);
                 let message = "a job with this id is there already";
                 return Err(Error::new(ErrorKind::StoreUnavailable, message));
             }
         };
-        self.gone(*before);
+        Self::gone(*before);
         Ok(Inserted::New)
     }
 
@@ -248,10 +251,9 @@ impl Inner {
             return Changed::Unknown;
         };
         let kept = &mut **entry;
-        let (before, key) = (kept.bytes(), key_of(&kept.record));
+        let key = key_of(&kept.record);
         let applied = kept.apply(change, system::now());
         let record = kept.record.clone();
-        this.recount(kept, before);
         // The map's lock is given up before anything else is done.
         drop(entry);
         let Ok(followed) = applied else { return Changed::Refused(record) };
@@ -302,25 +304,14 @@ impl Inner {
     fn forget(&self, id: JobId, condition: impl FnOnce(&Kept) -> bool) {
         if let Some((_, kept)) = self.jobs.remove_if(&id, |_, kept| condition(kept)) {
             self.release(id, key_of(&kept.record));
-            self.gone(*kept);
+            Self::gone(*kept);
         }
     }
 
-    /// Gives back what a job took that is in the map no more.
-    fn gone(&self, mut kept: Kept) {
-        let bytes = kept.bytes() + JOB_BYTES;
-        self.bytes.give_back(bytes);
-        kept.tally.remove(bytes);
+    /// Gives back what a job took that is in the map no more; its outcome does so itself.
+    fn gone(mut kept: Kept) {
+        kept.tally.remove(kept.room() + JOB_BYTES);
         kept.everybody().wake();
-    }
-
-    /// Called under the job's lock: later the job may have gone, and be given back twice.
-    fn recount(&self, kept: &Kept, before: usize) {
-        let after = kept.bytes();
-        if after != before {
-            self.bytes.recount(before, after);
-            kept.tally.recount(before, after);
-        }
     }
 }
 
@@ -382,6 +373,49 @@ mod tests {
         assert_eq!(store.bytes(), JOB_BYTES, "a removed job still counts");
         tokio::time::sleep(TTL + Duration::from_millis(2)).await;
         assert_eq!((store.jobs(), store.bytes()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outcome_counts_until_its_last_reader_has_let_go() {
+        const OUTCOME: usize = 5_000;
+        for expires in [false, true] {
+            let store = MemoryStore::new(10_000);
+            let job = record();
+            store.insert(job.clone(), OUTCOME).await.unwrap();
+            store.change(job.id(), response(&[0; 4_900])).await.unwrap();
+            let kept = store.bytes() - JOB_BYTES;
+            let fetched = store.fetch(job.id(), None).await.unwrap().unwrap().1.unwrap();
+            let outcome = fetched.whole().await.unwrap();
+            if expires {
+                tokio::time::sleep(TTL * 2).await;
+            } else {
+                store.change(job.id(), Change::Remove).await.unwrap();
+                store.take_back(job.id()).await.unwrap();
+            }
+            assert_eq!((store.jobs(), store.bytes()), (0, kept));
+            // A slice outlives the outcome and its body, and holds all of the memory.
+            let last = outcome.body().slice(..1);
+            drop(outcome);
+            assert_eq!(store.bytes(), kept);
+            let usage = store.usage().await.unwrap();
+            assert_eq!((usage[0].jobs, usage[0].bytes), (0, kept));
+            let full = store.insert(record(), OUTCOME).await.unwrap_err();
+            assert_eq!(full.kind(), ErrorKind::StoreFull);
+            std::thread::spawn(move || drop(last)).join().unwrap();
+            assert_eq!(store.bytes(), 0);
+            store.insert(record(), OUTCOME).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_outcome_that_is_refused_counts_nothing() {
+        let store = MemoryStore::new(10_000);
+        let job = record();
+        store.insert(job.clone(), 5_000).await.unwrap();
+        store.change(job.id(), Change::Cancel).await.unwrap();
+        let late = store.change(job.id(), response(&[0; 1_000])).await.unwrap();
+        assert!(matches!(late, Changed::Refused(_)));
+        assert_eq!(store.bytes(), JOB_BYTES);
     }
 
     #[tokio::test]

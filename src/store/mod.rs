@@ -210,7 +210,8 @@ pub struct Usage {
     pub policy: Option<Arc<str>>,
     /// How many jobs are kept, ended or not.
     pub jobs: usize,
-    /// The bytes that they count with.
+    /// The bytes that they count with. A store in memory counts outcomes until the last client has read
+    /// them, so there may be some where no job is kept.
     pub bytes: usize,
 }
 
