@@ -336,3 +336,261 @@ fn part_of(delay: Duration) -> Duration {
         .map_or(u64::MAX, |id| u64::from_str_radix(&id.to_string()[16..], 16).unwrap_or(u64::MAX));
     delay.mul_f64(random as f64 / u64::MAX as f64)
 }
+
+#[cfg(all(test, feature = "simulation"))]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        io,
+        rc::Rc,
+        task::{Context, Waker},
+        time::{SystemTime, UNIX_EPOCH},
+    };
+
+    use redis::{ProtocolVersion, RedisConnectionInfo};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        task::AbortHandle,
+    };
+    use tower_offload::simulation::{Entered, Source, enter};
+
+    use super::*;
+    use crate::simulation::{self, Connect};
+
+    const LIMITS: Limits =
+        Limits { connect: Duration::from_secs(1), response: Duration::from_secs(1) };
+
+    /// Delays are what they are at most.
+    struct Longest;
+
+    impl Source for Longest {
+        fn now(&self) -> SystemTime {
+            UNIX_EPOCH
+        }
+
+        fn fill(&self, bytes: &mut [u8]) {
+            bytes.fill(u8::MAX);
+        }
+    }
+
+    fn longest_delays() -> Entered {
+        enter(Rc::new(Longest))
+    }
+
+    /// A server that answers every command with `OK`.
+    #[derive(Clone)]
+    struct Fake(Arc<Mutex<Seen>>);
+
+    struct Seen {
+        is_up: bool,
+        /// When connections were asked for.
+        attempts: Vec<Instant>,
+        /// What each of those that were opened was sent, a command a line.
+        sent: BTreeMap<usize, Vec<String>>,
+        open: Vec<AbortHandle>,
+    }
+
+    impl Fake {
+        fn new() -> Self {
+            let (attempts, sent, open) = (Vec::new(), BTreeMap::new(), Vec::new());
+            Self(Arc::new(Mutex::new(Seen { is_up: true, attempts, sent, open })))
+        }
+
+        async fn connection(&self) -> (Reconnecting, Arc<Waiters>) {
+            let settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
+            let server = Server::Stream(Arc::new(self.clone()), settings.set_skip_set_lib_name());
+            let waiters = Arc::new(Waiters::default());
+            let opened = Reconnecting::connect(server, LIMITS, Arc::clone(&waiters)).await;
+            (opened.unwrap(), waiters)
+        }
+
+        fn set_up(&self, is_up: bool) {
+            locked(&self.0).is_up = is_up;
+        }
+
+        /// Closes all connections.
+        fn cut(&self) {
+            locked(&self.0).open.drain(..).for_each(|task| task.abort());
+        }
+
+        /// How long after the first attempt the others were made.
+        fn attempts(&self) -> Vec<Duration> {
+            let attempts = &locked(&self.0).attempts;
+            attempts.iter().map(|at| *at - attempts[0]).collect()
+        }
+
+        fn sent(&self, connection: usize) -> Vec<String> {
+            locked(&self.0).sent.get(&connection).cloned().unwrap_or_default()
+        }
+
+        async fn serve(self, mut stream: DuplexStream, connection: usize) {
+            let mut text = String::new();
+            while let Ok(byte) = stream.read_u8().await {
+                text.push(byte.into());
+                let Some(words) = whole_command(&text) else { continue };
+                text.clear();
+                let answer = match &*words[0] {
+                    "SUBSCRIBE" => {
+                        let push = |channel: &String| {
+                            let len = channel.len();
+                            format!(">3\r\n$9\r\nsubscribe\r\n${len}\r\n{channel}\r\n:1\r\n")
+                        };
+                        words[1..].iter().map(push).collect()
+                    }
+                    _ => "+OK\r\n".to_owned(),
+                };
+                locked(&self.0).sent.entry(connection).or_default().push(words.join(" "));
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    }
+
+    /// The words of a command, once all of it is there.
+    fn whole_command(text: &str) -> Option<Vec<String>> {
+        let mut lines = text.strip_suffix("\r\n")?.split("\r\n");
+        let count: usize = lines.next()?.strip_prefix('*')?.parse().ok()?;
+        let words: Vec<_> = lines.skip(1).step_by(2).map(str::to_owned).collect();
+        (words.len() == count).then_some(words)
+    }
+
+    impl Connect for Fake {
+        fn connect(&self) -> simulation::Connecting {
+            let mut seen = locked(&self.0);
+            seen.attempts.push(Instant::now());
+            if !seen.is_up {
+                return Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) });
+            }
+            let ((here, there), connection) = (duplex(1 << 16), seen.attempts.len());
+            let serving = tokio::spawn(self.clone().serve(there, connection));
+            seen.open.push(serving.abort_handle());
+            Box::pin(async { Ok(Box::new(here) as Box<dyn simulation::Stream>) })
+        }
+    }
+
+    async fn get(connection: &Reconnecting, key: &str) -> RedisResult<Value> {
+        let mut connection = connection.clone();
+        connection.req_packed_command(redis::cmd("GET").arg(key)).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_attempt_is_made_at_a_time_and_a_second_apart_at_most() {
+        let (_longest, fake) = (longest_delays(), Fake::new());
+        let (connection, _) = fake.connection().await;
+        let begun = Instant::now();
+        fake.set_up(false);
+        fake.cut();
+        let mut calls = Vec::new();
+        for _ in 0..50 {
+            let connection = connection.clone();
+            calls.push(tokio::spawn(async move {
+                for _ in 0..4 {
+                    get(&connection, "x").await.unwrap_err();
+                }
+            }));
+        }
+        for call in calls {
+            call.await.unwrap();
+        }
+        tokio::time::sleep_until(begun + Duration::from_secs(5)).await;
+        // The connection was young, so that even the first is delayed.
+        let expected = [0, 100, 300, 700, 1500, 2500, 3500, 4500].map(Duration::from_millis);
+        let attempts = fake.attempts();
+        assert_eq!(attempts.len(), expected.len(), "{attempts:?}");
+        for (attempt, expected) in attempts.into_iter().zip(expected) {
+            // Each timer rounds up to a millisecond.
+            assert!(attempt.abs_diff(expected) < Duration::from_millis(20), "{attempt:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_connection_is_replaced_at_once_and_subscribed_before_calls_go_on() {
+        let (_longest, fake) = (longest_delays(), Fake::new());
+        let (connection, waiters) = fake.connection().await;
+        connection.subscribe(&["a".to_owned(), "b".to_owned()]).await.unwrap();
+        sleep(LONGEST_DELAY).await;
+        assert!(!waiters.was_cut());
+        fake.cut();
+        let begun = Instant::now();
+        // The call is made when the connection is known to be lost.
+        while fake.attempts().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(get(&connection, "x").await.unwrap(), Value::Okay);
+        assert!(begun.elapsed() < Duration::from_millis(10));
+        assert!(waiters.was_cut());
+        assert_eq!(fake.sent(2), ["HELLO 3", "SUBSCRIBE a b", "GET x"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_in_an_outage_fails_within_its_time_and_says_why() {
+        let (_longest, fake) = (longest_delays(), Fake::new());
+        let (connection, _) = fake.connection().await;
+        fake.set_up(false);
+        fake.cut();
+        // The one that is under way.
+        get(&connection, "x").await.unwrap_err();
+        let begun = Instant::now();
+        let error = get(&connection, "x").await.unwrap_err();
+        assert!(begun.elapsed() <= LIMITS.connect);
+        let cause = io::Error::from(io::ErrorKind::ConnectionRefused).to_string();
+        assert!(format!("{error:?}{error}").contains(&cause), "{error:?}");
+        fake.set_up(true);
+        assert_eq!(get(&connection, "y").await.unwrap(), Value::Okay);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_attempt_that_fails_is_the_only_one() {
+        let fake = Fake::new();
+        fake.set_up(false);
+        let settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
+        let server = Server::Stream(Arc::new(fake.clone()), settings);
+        assert!(Reconnecting::connect(server, LIMITS, Arc::default()).await.is_err());
+        sleep(LONGEST_DELAY * 5).await;
+        assert_eq!(fake.attempts().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_nobody_uses_any_more_is_not_replaced() {
+        let fake = Fake::new();
+        let (connection, _) = fake.connection().await;
+        fake.set_up(false);
+        fake.cut();
+        sleep(LONGEST_DELAY * 3).await;
+        drop(connection);
+        let attempts = fake.attempts().len();
+        assert!(attempts > 1);
+        sleep(LONGEST_DELAY * 10).await;
+        assert!(fake.attempts().len() <= attempts + 1);
+    }
+
+    /// Makes a call when it is dropped, as the core does for what must reach the store.
+    struct CallsInDrop(Reconnecting);
+
+    impl Drop for CallsInDrop {
+        fn drop(&mut self) {
+            let command = redis::cmd("PING");
+            let mut call = self.0.req_packed_command(&command);
+            assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+    }
+
+    #[test]
+    fn a_call_on_a_runtime_that_shuts_down_does_not_hold_it_up() {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime = runtime.unwrap();
+        let fake = Fake::new();
+        runtime.block_on(async {
+            let (connection, _) = fake.connection().await;
+            fake.set_up(false);
+            fake.cut();
+            get(&connection, "x").await.unwrap_err();
+            tokio::spawn(async move {
+                let _calls = CallsInDrop(connection);
+                std::future::pending::<()>().await;
+            });
+            tokio::task::yield_now().await;
+        });
+        drop(runtime);
+    }
+}
