@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Router,
@@ -34,7 +34,9 @@ fn long() -> Bytes {
 }
 
 async fn offload(server: &Server) -> Offload {
-    let store = RedisStore::connect(server.url()).await.unwrap();
+    // A machine that is busy takes long to send a chunk.
+    let store = RedisStore::builder(server.url()).timeout(Duration::from_secs(8));
+    let store = store.connect().await.unwrap();
     let builder = Offload::builder("/jobs").store(store).max_outcome_bytes(64 << 20);
     builder.owner(|_| Some(Owner::from("everybody"))).build().unwrap()
 }
