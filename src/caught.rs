@@ -139,14 +139,14 @@ mod tests {
             let _catches = Catches;
             panic!("without");
         });
-        assert_eq!(panicked.map(|()| ()).unwrap_err().message(), "without");
+        assert_eq!(panicked.unwrap_err().message(), "without");
     }
 
     #[tokio::test]
     async fn a_future_is_caught_in_its_poll_and_its_drop() {
         assert_eq!(until_caught(ready(7)).await.unwrap(), 7);
         let polled = until_caught(async { panic!("in poll") }).await;
-        assert_eq!(polled.map(|()| ()).unwrap_err().message(), "in poll");
+        assert_eq!(polled.unwrap_err().message(), "in poll");
         let held = PanicsInDrop;
         let dropped = until_caught(poll_fn(move |_| {
             let _held = &held;

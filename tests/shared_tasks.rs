@@ -315,7 +315,8 @@ async fn drain_of_an_idle_process_does_not_wait_for_its_store() {
         ["arrival", "take", "insert", "take_back", "finish", "changed", "read", "enqueue"];
     let away = |store: &Faulty, fault| CALLS.into_iter().for_each(|call| store.set(call, fault));
     for fault in AWAY {
-        for case in ["waits", "looks", "undoes", "undoes a queued job", "was left"] {
+        for case in ["waits", "looks", "undoes", "undoes a queued job", "cannot insert", "was left"]
+        {
             let store = Faulty::new();
             let offload = builder(&store).max_running(4).build().unwrap();
             let app = App::new(offload.clone());
@@ -338,8 +339,7 @@ async fn drain_of_an_idle_process_does_not_wait_for_its_store() {
                     sleep(BUDGET).await;
                     away(&store, fault);
                 }
-                // A request was answered by its handler while its job was being registered, or could
-                // not be kept; the registration is undone.
+                // A client has left while its job was being registered, and the registration is undone.
                 "undoes" | "undoes a queued job" => {
                     store.set("insert", Fault::Takes(BUDGET));
                     let attached = tokio::spawn(call());
@@ -348,7 +348,13 @@ async fn drain_of_an_idle_process_does_not_wait_for_its_store() {
                     attached.abort();
                     sleep(BUDGET).await;
                 }
-                // A client has left while its job was being registered.
+                // A job could not be inserted, as far as anybody knows, and its request is answered.
+                "cannot insert" => {
+                    away(&store, fault);
+                    store.set("insert", Fault::Fails(ErrorKind::StoreUnavailable));
+                    assert_eq!(call().await.unwrap().status(), 200);
+                }
+                // A client has left, and the store does not answer the insertion.
                 _ => {
                     store.set("insert", Fault::Hangs);
                     let attached = tokio::spawn(call());
