@@ -269,7 +269,10 @@ impl Inner {
         let mut call = self.scripts.fetch.prepare_invoke();
         call.key(self.keys.job(id)).arg(fields::digest(&owner));
         let answer = read::<Vec<Value>>(self.run_of(id, &call, "cannot read a job").await?)?;
-        self.record_of(id, answer.first().unwrap_or(&Value::Nil)).await
+        match answer.first() {
+            Some(hash) => self.record_of(id, hash).await,
+            None => Ok(None),
+        }
     }
 
     async fn fetch(
@@ -282,7 +285,7 @@ impl Inner {
         call.arg(owner.map(|owner| fields::digest(&owner)));
         let answer = self.run_of(id, &call, "cannot fetch a job").await?;
         let mut parts = read::<Vec<Value>>(answer)?.into_iter();
-        let hash = parts.next().unwrap_or(Value::Nil);
+        let Some(hash) = parts.next() else { return Ok(None) };
         let Some(record) = self.record_of(id, &hash).await? else { return Ok(None) };
         // One whose record could not be read has failed by now, and what it answered is kept elsewhere.
         if record.response_status().is_none() {
