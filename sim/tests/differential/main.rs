@@ -116,8 +116,10 @@ fn reaped_jobs_end_in_any_order() {
     let shas = load(&mut both, &scripts);
     both.ask(&["RPUSH", CLOCK, "1800000000", "5"], Compare::Exactly);
     let mut calls = Calls::new(1, scripts.texts["enqueue"].contains(", fences, claim"));
+    let mut later = 0;
     for number in 0..60 {
         let call = calls.insert_of(&format!("{number:032x}"), "node-one", &[]);
+        later += u64::from(call.args.windows(2).any(|pair| pair == ["F", "9"]));
         both.ask(&call.words(&shas["insert"]), Compare::Exactly);
     }
     let mut call = calls.reap();
@@ -127,7 +129,8 @@ fn reaped_jobs_end_in_any_order() {
     for _ in 0..2 {
         both.ask(&call.words(&shas["reap"]), Compare::Unordered);
     }
-    assert_eq!(both.count(&call.keys[0]), 0);
+    // Jobs of a later release are left to its processes.
+    assert_eq!(both.count(&call.keys[0]), later);
     assert!(both.compare_keys() > 60);
     both.end();
 }

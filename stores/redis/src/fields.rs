@@ -5,11 +5,6 @@
 //! is. No value is longer than 64 bytes, but for a long progress: with one that is, Redis takes three
 //! times the memory for the hash (redis.conf, `hash-max-listpack-value`).
 
-use std::{
-    sync::LazyLock,
-    time::{Duration, SystemTime},
-};
-
 use redis::{FromRedisValue, Value, from_redis_value};
 use serde_json::{Map, Value as Json};
 use tower_offload::{Digest, Error, JobId, Record};
@@ -71,17 +66,6 @@ pub(crate) fn of(record: &Record) -> Result<Vec<String>, Error> {
 /// One member of a record, as its field has it.
 pub(crate) fn member(record: &Record, name: &str) -> Result<String, Error> {
     Ok(members(record)?.get(name).map_or_else(String::new, text))
-}
-
-/// The format of the records that this release reads.
-pub(crate) fn format() -> &'static str {
-    static FORMAT: LazyLock<String> = LazyLock::new(|| {
-        let any = "0".repeat(32).parse().and_then(|id| {
-            member(&Record::queued(id, SystemTime::UNIX_EPOCH, Duration::ZERO), "format")
-        });
-        any.unwrap_or_default()
-    });
-    &FORMAT
 }
 
 /// A digest, as its field has it.

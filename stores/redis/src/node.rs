@@ -18,7 +18,7 @@ use std::{
 };
 
 use tokio::{task::JoinHandle, time::Instant};
-use tower_offload::{Error, JobId};
+use tower_offload::{Error, ErrorKind, JobId};
 
 use crate::{fields::read, locked::locked, reconcile, store::Inner};
 
@@ -131,9 +131,17 @@ impl Inner {
         if !read::<bool>(self.run(&call, "cannot fence a node").await?)? {
             return Ok(());
         }
-        let mut ended = 0;
+        let (mut ended, mut has_later) = (0, false);
         for partition in 0..JobId::PARTITIONS {
-            ended += self.reap(partition, node).await?;
+            match self.reap(partition, node).await {
+                Ok(jobs) => ended += jobs,
+                Err(error) if error.kind() == ErrorKind::NewerFormat => has_later = true,
+                Err(error) => return Err(error),
+            }
+        }
+        if has_later {
+            // A process of the later release finds the lease, and ends the rest.
+            return Ok(());
         }
         let mut command = redis::cmd("ZREM");
         command.arg(self.keys.leases()).arg(node);

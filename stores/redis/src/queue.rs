@@ -17,6 +17,7 @@ use crate::{
     error::corrupt,
     fields::{self, read},
     store::{Inner, fenced},
+    unreadable::note_later,
 };
 
 /// Before a call is made again whose answer was lost.
@@ -86,10 +87,13 @@ impl Inner {
             call.key(self.keys.queue(partition, policy)).key(self.keys.fences(partition));
             call.arg(&*self.node.id()).arg(self.keys.jobs(partition));
             call.arg(self.connection().publish()).arg(self.keys.channel(partition)).arg(&this);
-            call.arg(fields::format());
             match self.run(&call, "cannot take a job").await {
                 Ok(answer) => match read::<Vec<Value>>(answer)?.as_slice() {
                     [] => return Ok(None),
+                    [word] if read::<String>(word.clone())? == "later" => {
+                        note_later();
+                        return Ok(None);
+                    }
                     [_fenced] => drop(self.renew().await?),
                     [_unreadable, id] => {
                         if !self.end_first(id).await? {
@@ -136,7 +140,7 @@ impl Inner {
     }
 
     /// Ends the first job of a queue, whose record cannot be read. Tells whether it did: not if another
-    /// process has, or if the record is of a later release, which takes it.
+    /// process has.
     async fn end_first(&self, id: &Value) -> Result<bool, Error> {
         self.end_unreadable(read::<String>(id.clone())?.parse()?, &self.node.id()).await
     }

@@ -60,3 +60,21 @@ fn whole(code: &str) -> String {
     let (first, rest) = code.split_once('\n').unwrap_or((code, ""));
     format!("{first}\n{COMMON}\n{rest}")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use tower_offload::{JobId, Record};
+
+    use super::*;
+    use crate::fields;
+
+    #[test]
+    fn scripts_read_the_format_that_records_are_written_in() {
+        let record =
+            Record::queued(JobId::random().unwrap(), SystemTime::UNIX_EPOCH, Duration::ZERO);
+        let format = fields::member(&record, "format").unwrap();
+        assert!(COMMON.contains(&format!("\nlocal FORMAT = {format}\n")), "{format}");
+    }
+}

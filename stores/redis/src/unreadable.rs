@@ -5,7 +5,7 @@
 //! A record that a newer release has written is none of these: whether it is one is decided in
 //! [`fields::record`], by what it says of its own format.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Once};
 
 use redis::{ScriptInvocation, Value};
 use tower_offload::{Error, ErrorKind, JobId, Record};
@@ -31,7 +31,7 @@ impl Inner {
     pub(crate) async fn record_of(&self, id: JobId, hash: &Value) -> Result<Option<Record>, Error> {
         match fields::record(id, hash) {
             Ok(record) if !matches!(hash, Value::Nil) => Ok(record),
-            Err(error) if error.kind() != ErrorKind::Corrupt => Err(error),
+            Err(error) if error.kind() != ErrorKind::Corrupt => Err(noted(error)),
             _ => {
                 self.end_unreadable(id, &self.node.id()).await?;
                 fields::record(id, &self.hash_of(id).await?.unwrap_or(Value::Nil))
@@ -61,13 +61,17 @@ impl Inner {
 
     /// Ends the job, if its record cannot be read, and tells whether it did. It is dropped from what is
     /// listed for this node.
+    ///
+    /// # Errors
+    /// `NewerFormat` where the record is of a later release: it is left as it is.
     pub(crate) async fn end_unreadable(&self, id: JobId, node: &str) -> Result<bool, Error> {
         for _ in 0..TRIES {
             let hash = self.hash_of(id).await?;
             let why = match &hash {
                 Some(hash) => match fields::record(id, hash) {
                     Err(error) if error.kind() == ErrorKind::Corrupt => error,
-                    _ => return Ok(false),
+                    Err(error) => return Err(noted(error)),
+                    Ok(_) => return Ok(false),
                 },
                 None => error::corrupt("the record is no hash"),
             };
@@ -110,6 +114,25 @@ impl Inner {
         }
         read(self.run(&call, "cannot end a job that cannot be read").await?)
     }
+}
+
+/// The error of a record of a later release is logged.
+fn noted(error: Error) -> Error {
+    if error.kind() == ErrorKind::NewerFormat {
+        note_later();
+    }
+    error
+}
+
+/// Logs, once in this process, that it has come upon a job of a later release.
+pub(crate) fn note_later() {
+    static LOGGED: Once = Once::new();
+    LOGGED.call_once(|| {
+        tracing::warn!(
+            "a newer release of tower-offload-redis uses this Redis: its jobs are left to its processes \
+             where this one cannot read them"
+        );
+    });
 }
 
 /// The fields of a failed job, with what can be read of these. When it was created is left to Redis where

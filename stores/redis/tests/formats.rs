@@ -6,7 +6,11 @@
 
 mod support;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
     Router,
@@ -23,7 +27,9 @@ use serde_json::{Value, json};
 use support::Server;
 use tokio::sync::Notify;
 use tower::ServiceExt;
-use tower_offload::{Job, Offload, Policies, Policy};
+use tower_offload::{
+    Change, Error, ErrorKind, Job, JobId, Offload, Policies, Policy, Record, Store,
+};
 use tower_offload_redis::RedisStore;
 
 const LEASE: Duration = Duration::from_secs(1);
@@ -370,6 +376,62 @@ async fn jobs_of_earlier_formats_are_read() {
         println!("{}", file.display());
         check(&std::fs::read_to_string(file).unwrap()).await;
     }
+}
+
+/// A durable job of a partition that is the same for all.
+fn durable(name: &str) -> Record {
+    let id = JobId::random_beside(&[0; 32].into()).unwrap();
+    let record = Record::queued(id, SystemTime::now(), TTL).with_policy(name.into());
+    record.with_attempts(3)
+}
+
+/// The name of a job's key.
+fn key(record: &Record) -> String {
+    format!("{{f:{:02}}}:j:{}", record.id().partition(), record.id())
+}
+
+/// The next job to be begun is this one, in this attempt.
+async fn begun(store: &RedisStore, id: JobId, attempt: u16) {
+    loop {
+        if let Some((taken, _)) = store.take("work".into()).await.unwrap() {
+            return assert_eq!((taken.id(), taken.attempt()), (id, Some(attempt)));
+        }
+        store.arrival("work".into()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_a_later_release_are_left_to_its_processes() {
+    let server = Server::start(&[]);
+    let builder = || RedisStore::builder(server.url()).prefix("f").lease(LEASE);
+    let store = builder().connect().await.unwrap();
+    let (later, other) = (durable("work"), durable("work"));
+    for record in [&later, &other] {
+        store.enqueue(record.clone(), "".into(), 0).await.unwrap();
+    }
+    let is_of_format = |record: &Record, format: &str| {
+        server.cli(&["hset", &key(record), "F", format]);
+    };
+    is_of_format(&later, "99");
+    let unknown = |answer: Result<_, Error>| answer.unwrap_err().kind() == ErrorKind::NewerFormat;
+    assert!(unknown(store.read(later.id(), None).await.map(drop)));
+    assert!(unknown(store.change(later.id(), Change::Cancel).await.map(drop)));
+    // It is the first in the queue, and keeps no other from its turn.
+    let (taken, _) = store.take("work".into()).await.unwrap().unwrap();
+    assert_eq!(taken.id(), other.id());
+    assert!(store.take("work".into()).await.unwrap().is_none());
+    // It is as it was for a process that can read it.
+    is_of_format(&later, "1");
+    begun(&store, later.id(), 1).await;
+
+    // Its node is lost, as is that of the other: only the other is begun again here.
+    is_of_format(&later, "99");
+    drop(store);
+    let store = builder().connect().await.unwrap();
+    begun(&store, other.id(), 2).await;
+    assert_eq!(server.cli(&["hget", &key(&later), "s"]).trim(), "running");
+    is_of_format(&later, "1");
+    begun(&store, later.id(), 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,14 @@
 -- What the scripts share. It stands before each of them.
 
+-- The latest format of records that this release reads (tower-offload, src/job/stored.rs). One that is
+-- later is left as it is, for the processes of the release that wrote it.
+local FORMAT = 1
+local LATER = 'a record of a later release'
+
+local function is_later(format)
+  return (tonumber(format or '0') or 0) > FORMAT
+end
+
 -- What stands before the kind of a key: the tag by which a partition's keys are of one slot.
 local function base(key)
   return string.match(key, '^{[^}]*}:')
@@ -48,10 +57,10 @@ local function due_after(key, delay)
   return string.format('%.3f', (time.server + time.added) / 1000 + delay)
 end
 
--- The first job of a queue, and the milliseconds until it is due; none if the queue is empty. While one
--- waits, the time is kept each time that it is looked at, so that no step back is missed.
-local function first_due(waiting)
-  local first = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
+-- The first job of a queue but for so many, and the milliseconds until it is due; none if there is none.
+-- While one waits, the time is kept each time that it is looked at, so that no step back is missed.
+local function first_due(waiting, skipped)
+  local first = redis.call('ZRANGE', waiting, skipped, skipped, 'WITHSCORES')
   if not first[1] then
     return nil
   end
@@ -125,9 +134,12 @@ end
 -- What a change has to know of a job, if it is there.
 local function load(job)
   local found =
-    redis.call('HMGET', job, 's', 'v', 'b', 'c', 't', 'x', 'k', 'p', 'n', 'y', 'a', 'm', 'd', 'u')
+    redis.call('HMGET', job, 's', 'v', 'b', 'c', 't', 'x', 'k', 'p', 'n', 'y', 'a', 'm', 'd', 'u', 'F')
   if not found[1] then
     return nil
+  end
+  if is_later(found[15]) then
+    error(LATER)
   end
   local queued, running = found[1] == 'queued', found[1] == 'running'
   -- Before anything is changed: whoever called ends a job whose record cannot be read (corrupt.lua).

@@ -4,7 +4,7 @@
 -- from 1.
 local due, next_due = {}, -1
 for number, waiting in ipairs(KEYS) do
-  local id, left = first_due(waiting)
+  local id, left = first_due(waiting, 0)
   if id and left <= 0 then
     due[#due + 1] = number
   elseif id and (next_due < 0 or left < next_due) then
