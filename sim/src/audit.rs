@@ -1,0 +1,120 @@
+//! The end of a run: every job that was promised has ended, every node is at rest and has room.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use http::Request;
+use tokio::{task::JoinSet, time::sleep};
+
+use crate::{
+    app::CONCURRENCY,
+    client::{Client, Wish, join},
+    facts::{Fact, Question, Route, Task, Told},
+    scenario::Scenario,
+    told,
+};
+
+impl Client {
+    /// Looks at every job that was promised until it has ended, then at each node's numbers, and tries
+    /// whether each has room for new work.
+    pub(crate) async fn audit(&mut self, scenario: &Scenario) {
+        self.log.tell("the audit begins");
+        let jobs: BTreeSet<_> = self.log.accepted().into_iter().collect();
+        let mut all = JoinSet::new();
+        for (number, (job, owner)) in jobs.into_iter().enumerate() {
+            let mut one = self.clone();
+            one.rng = self.rng.fork(number as u64);
+            all.spawn(async move { one.audit_job(&job, owner).await });
+        }
+        join(all).await;
+        let mut all = JoinSet::new();
+        for node in 0..scenario.nodes {
+            let (mut one, scenario) = (self.clone(), scenario.clone());
+            all.spawn(async move {
+                one.probe(node).await;
+                one.audit_node(node, &scenario).await;
+            });
+        }
+        join(all).await;
+    }
+
+    async fn audit_job(&mut self, job: &str, owner: u8) {
+        loop {
+            let told = self.ask(job, owner, Question::Status, 5).await;
+            match told {
+                Told::Open { .. } | Told::Nothing if !self.is_late() => self.pause(200, 1000).await,
+                Told::Open { .. } => {
+                    let last = format!("job {job} has not ended: {told:?}");
+                    return self.log.note(Fact::Wrong(last));
+                }
+                _ => break,
+            }
+        }
+        for node in 0..self.nodes {
+            let now = self.log.now();
+            self.ask_at(node, job, owner, Question::Result, 0, now).await;
+        }
+    }
+
+    /// As many jobs as may run at once on the route with a queue find room at once.
+    async fn probe(&mut self, node: usize) {
+        let mut all = JoinSet::new();
+        for number in 0..CONCURRENCY as u64 {
+            let tag = 900_000 + node as u64 * 10 + number;
+            let (route, owner) = (Route::Queue, 0);
+            let task = Task { tag, route, owner, time: 300, then: "ok", panics: "" };
+            let wish = Wish { task: task.clone(), blocks: false, asks: false };
+            let mut client = self.clone();
+            all.spawn(async move {
+                let sent = client.log.now();
+                client.log.note(Fact::Sent(task.clone()));
+                let reply = client.port.send(node, client.request(&wish)).await;
+                let Some(told::Submitted::Job(job)) = reply.as_ref().map(told::of_submission)
+                else {
+                    let wrong = format!("n{node} has no room for a probe: {reply:?}");
+                    return client.log.note(Fact::Wrong(wrong));
+                };
+                let at = client.log.now();
+                client.log.note(Fact::Accepted {
+                    task,
+                    job: job.clone(),
+                    at,
+                    sent,
+                    node: (node, 0),
+                });
+                sleep(Duration::from_millis(100)).await;
+                let from = client.log.now();
+                let told = client.ask_at(node, &job, 0, Question::Status, 0, from).await;
+                if matches!(&told, Told::Open { status, .. } if status == "queued") {
+                    let wrong =
+                        format!("a probe at n{node} is queued, and nothing else runs: {told:?}");
+                    client.log.note(Fact::Wrong(wrong));
+                }
+                client.audit_job(&job, 0).await;
+            });
+        }
+        join(all).await;
+    }
+
+    async fn audit_node(&mut self, node: usize, scenario: &Scenario) {
+        let is_kept = scenario.ttl > 100_000;
+        let until = self.log.now() + 15_000 + if is_kept { 0 } else { scenario.ttl };
+        loop {
+            let request = Request::get("/stats").body(String::new()).unwrap_or_default();
+            let reply = self.port.send(node, request).await;
+            let body = reply.map_or(String::new(), |reply| reply.body);
+            let numbers: Vec<_> = body.split(' ').collect();
+            let runs = numbers.len() != 4 || numbers[0] != "0" || numbers[1] != "0";
+            let keeps = !is_kept && (numbers.get(2) != Some(&"0") || numbers.get(3) != Some(&"0"));
+            if !runs && !keeps {
+                return;
+            }
+            if self.log.now() > until {
+                let wrong = format!(
+                    "n{node} does not come to rest: {body} (running, queued, stored, bytes)"
+                );
+                return self.log.note(Fact::Wrong(wrong));
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
