@@ -58,7 +58,7 @@ impl Error {
 
     /// Whether the same call can only fail again: what is wrong does not go away by itself.
     pub(crate) fn is_final(&self) -> bool {
-        matches!(self.kind, ErrorKind::Config | ErrorKind::Corrupt)
+        matches!(self.kind, ErrorKind::Config | ErrorKind::Corrupt | ErrorKind::NewerFormat)
     }
 
     pub(crate) fn config(message: impl Into<Cow<'static, str>>) -> Self {

@@ -118,11 +118,7 @@ impl Deferred {
         let claim = self.claim(&head.method, &whole);
         // The insertion tells whether the key is another job's, so the store is asked once.
         let made = match self.route.policy.attempts() {
-            Some(attempts) => {
-                let enqueued = self.enqueue(head, whole.data(), claim.clone(), attempts).await;
-                drop((whole, counted));
-                enqueued
-            }
+            Some(attempts) => self.enqueue(head, (counted, whole), claim.clone(), attempts).await,
             None => {
                 let request = Request::from_parts(head, whole.into_body::<ReqB>());
                 self.launch(service, request, counted, claim.clone()).await

@@ -10,13 +10,13 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::request::Parts;
 use tokio::runtime::Handle;
 
 use super::{
     deferred::{Deferred, runtime},
     layer::Route,
+    whole::{Counted, Whole},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -35,7 +35,7 @@ impl Deferred {
     pub(super) async fn enqueue(
         &self,
         mut head: Parts,
-        body: &Bytes,
+        (counted, whole): (Counted, Whole),
         claim: Option<Claim>,
         attempts: u16,
     ) -> Result<Record, Refusal> {
@@ -45,12 +45,14 @@ impl Deferred {
         let record = self.new_record(Record::queued, claim).map_err(Refusal::Store)?;
         let record = record.with_attempts(attempts);
         state.seal(&mut head.headers);
-        let request = request_to_bytes(&head, body).ok_or_else(|| {
+        let request = request_to_bytes(&head, whole.data()).ok_or_else(|| {
             Refusal::Store(Error::new(ErrorKind::StoreUnavailable, "a request beyond all bounds"))
         })?;
         let undone = Untold { runtime: runtime()?, of: Some((Arc::clone(&state), record.id())) };
         let is_keyed = record.claim().is_some();
         let enqueued = async move {
+            // Counted as buffered until the store has the request, also where the client leaves.
+            let _taken_in = (counted, whole);
             let outcome_bytes = state.limits.max_outcome_bytes;
             let enqueued = kept(state.store.enqueue(record.clone(), request, outcome_bytes).await);
             if let Ok(()) | Err(Refusal::Store(_)) = enqueued {

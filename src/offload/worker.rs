@@ -144,7 +144,9 @@ impl<S> Worker<'_, S> {
         // Before a job is taken: a panic here harms none.
         let service = self.service.clone();
         let place = route.while_served(route.place()).await??;
-        match route.while_served(store.take(Arc::clone(self.name))).await? {
+        // Not called where the process shuts down: what it gives at once would be lost.
+        let take = async { store.take(Arc::clone(self.name)).await };
+        match route.while_served(take).await? {
             Ok(Some((record, request))) => {
                 begin::<_, ReqB, _>(place, record, &request, route.run_time, service);
             }

@@ -13,7 +13,10 @@ use std::{
 use tokio::time::Instant;
 
 use super::Refusal;
-use crate::store::Store;
+use crate::{
+    error::{Error, ErrorKind},
+    store::Store,
+};
 
 /// How long a count is good for.
 const GOOD_FOR: Duration = Duration::from_secs(1);
@@ -28,7 +31,8 @@ pub(crate) struct Backlog {
     policy: Option<Arc<str>>,
     max: usize,
     estimate: Mutex<Estimate>,
-    /// Held while the store is asked, so that it is asked by one request at a time.
+    /// Held while the store is asked, so that it is asked by one request at a time. Those that have
+    /// waited for it share the answer.
     asking: tokio::sync::Mutex<()>,
 }
 
@@ -40,6 +44,9 @@ struct Estimate {
     /// Enqueued by this process since it began, and when the store was asked.
     enqueued: u64,
     enqueued_then: u64,
+    /// How often the store has answered, and whether its last answer was an error.
+    answers: u64,
+    has_failed: bool,
     /// Being enqueued now.
     under_way: usize,
 }
@@ -75,16 +82,32 @@ impl Backlog {
         if let Some(reserved) = self.settled()? {
             return Ok(reserved);
         }
+        let answers = self.estimate().answers;
         let _one_at_a_time = self.asking.lock().await;
-        if let Some(reserved) = self.settled()? {
-            return Ok(reserved);
-        }
-        let (asked, enqueued) = (Instant::now(), self.estimate().enqueued);
-        let stored = store.queued(self.policy.clone()).await.map_err(Refusal::Store)?;
+        let (asked, enqueued) = {
+            let mut estimate = self.estimate();
+            if estimate.answers != answers {
+                return self.shared(&mut estimate);
+            }
+            (Instant::now(), estimate.enqueued)
+        };
+        let counted = store.queued(self.policy.clone()).await;
         let mut estimate = self.estimate();
-        (estimate.stored, estimate.asked) = (stored, Some(asked));
+        estimate.answers += 1;
+        estimate.has_failed = counted.is_err();
+        (estimate.stored, estimate.asked) = (counted.map_err(Refusal::Store)?, Some(asked));
         estimate.enqueued_then = enqueued;
         self.room(&mut estimate).ok_or(Refusal::Full("max_queued"))
+    }
+
+    /// What the store has answered while this request waited. So a store that is away or slow is waited
+    /// for once, and not once for each request in turn.
+    fn shared(self: &Arc<Self>, estimate: &mut Estimate) -> Result<Reserved, Refusal> {
+        if estimate.has_failed {
+            let message = "the store does not count the durable jobs that wait";
+            return Err(Refusal::Store(Error::new(ErrorKind::StoreUnavailable, message)));
+        }
+        self.room(estimate).ok_or(Refusal::Full("max_queued"))
     }
 
     fn settled(self: &Arc<Self>) -> Result<Option<Reserved>, Refusal> {

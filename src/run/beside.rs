@@ -17,6 +17,7 @@ use tokio::task::coop::unconstrained;
 use super::{Backoff, State, report::report};
 use crate::{
     caught::log,
+    error::ErrorKind,
     job::{Asked, End, Failure, JobId},
     store::Interest,
 };
@@ -90,6 +91,10 @@ pub(super) async fn watch(state: &State, id: JobId, mut seen: u32) -> Watched {
             (Ok(()), Ok(Some(record))) => seen = record.version(),
             // It has ended, and expired since: a store drops nothing else.
             (Ok(()), Ok(None)) => return Watched::Ended,
+            // A process of a later release has changed it, and the job is left to those that can read it.
+            (Err(error), _) | (_, Err(error)) if error.kind() == ErrorKind::NewerFormat => {
+                return Watched::Ended;
+            }
             (Err(error), _) | (_, Err(error)) if error.is_final() => {
                 log(
                     || tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "cannot watch a job"),

@@ -97,7 +97,7 @@ impl Durable {
         &self,
         work: impl Future<Output = T>,
     ) -> Result<T, StopReason> {
-        // The work is polled first, so that what it has come to is not lost.
+        // Where it is not served any more, the work is dropped without another poll.
         let until_gone = self.gone.run_until_cancelled(work);
         match self.draining.run_until_cancelled(until_gone).await {
             Some(Some(done)) => Ok(done),

@@ -10,7 +10,7 @@ use std::{
 use super::{State, insist::until_done, report::report_last};
 use crate::{
     caught::log,
-    error::Error,
+    error::{Error, ErrorKind},
     job::{Change, End, Failure, JobId, Said},
     store::Changed,
 };
@@ -61,7 +61,15 @@ const NOT_STORED: &str = "cannot store the end of a job";
 async fn written(state: &State, id: JobId, answer: Result<Changed, Error>) {
     match answer {
         Ok(changed) => told(id, &changed),
-        Err(_final) => end_as_corrupt(state, id).await,
+        Err(error) => give_up(state, id, &error).await,
+    }
+}
+
+/// Ends a job that the store can't change any more, for this reason. One whose record is of a later
+/// release is left to the processes that can read it.
+pub(super) async fn give_up(state: &State, id: JobId, error: &Error) {
+    if error.kind() != ErrorKind::NewerFormat {
+        end_as_corrupt(state, id).await;
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Admission, Place, State,
     beside::{Watched, watch},
-    end::end_as_corrupt,
+    end::{end_as_corrupt, give_up},
     insist::until_done,
     places::Ticket,
 };
@@ -44,8 +44,8 @@ pub(super) async fn begin(
         // Tried before, with an answer that was lost.
         Ok(Changed::Refused(record)) => Some(record),
         Ok(Changed::Unknown) => None,
-        Err(_final) => {
-            end_as_corrupt(state, id).await;
+        Err(error) => {
+            give_up(state, id, &error).await;
             None
         }
     }

@@ -76,7 +76,13 @@ impl Inner {
                         }
                         Ok(Changed::Applied(record))
                     }
-                    false => Ok(Changed::Refused(record)),
+                    false => {
+                        // The answer to the first try may have been lost.
+                        if matches!(change, Change::Cancel) && record.status() == Status::Canceled {
+                            self.canceled.note(id);
+                        }
+                        Ok(Changed::Refused(record))
+                    }
                 }
             }
             _ => {

@@ -42,6 +42,11 @@ const CLAIM: [(&str, &str); 2] = [("key", "k"), ("fingerprint", "q")];
 /// The members that are texts.
 const TEXTS: [&str; 4] = ["status", "policy", "owner", "failure"];
 
+/// The members that the scripts take for whole numbers (src/lua/common.lua, `load`): what they refuse must
+/// not be read here, or nobody would end the job.
+const NUMBERS: [&str; 6] =
+    ["version", "started_at", "created_at", "ttl", "attempt", "max_attempts"];
+
 /// The fields and values of a record; its id is in its key.
 pub(crate) fn of(record: &Record) -> Result<Vec<String>, Error> {
     let mut fields = Vec::new();
@@ -94,13 +99,13 @@ pub(crate) fn record(id: JobId, hash: &Value) -> Result<Option<Record>, Error> {
         if let Some((name, _)) = CLAIM.iter().find(|(_, short)| *short == name) {
             claim.insert((*name).to_owned(), Json::String(value));
         } else if let Some((name, _)) = NAMES.iter().find(|(_, short)| *short == name) {
-            let value = match TEXTS.contains(name) {
+            let value = match TEXTS.contains(name) || NUMBERS.contains(name) && !is_number(&value) {
                 true => Json::String(value),
                 // Whether what is no JSON is corrupt, or of a later format, the record's format says.
                 false => serde_json::from_str(&value).unwrap_or(Json::String(value)),
             };
             members.insert((*name).to_owned(), value);
-        } else if name == "n" && value.parse::<u64>().is_err() {
+        } else if name == "n" && !is_number(&value) {
             // The scripts count with it.
             return Err(corrupt("the bytes of an outcome are no number"));
         }
@@ -109,6 +114,11 @@ pub(crate) fn record(id: JobId, hash: &Value) -> Result<Option<Record>, Error> {
         members.insert("claim".to_owned(), Json::Object(claim));
     }
     Record::from_bytes(Json::Object(members).to_string().as_bytes()).map(Some)
+}
+
+/// Whether the scripts take this for a whole number.
+fn is_number(value: &str) -> bool {
+    !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// A hash comes as a map by RESP3, and as a list from a script.
@@ -177,7 +187,10 @@ mod tests {
         assert!(read(&[]).is_ok() && read(&[("F", "0")]).is_ok());
         assert_eq!(read(&[("F", "99")]).unwrap_err(), ErrorKind::NewerFormat);
         assert_eq!(read(&[("F", "99"), ("c", "now")]).unwrap_err(), ErrorKind::NewerFormat);
-        assert_eq!(read(&[("c", "now")]).unwrap_err(), ErrorKind::Corrupt);
+        // What the scripts refuse is not read either.
+        for value in ["now", "null", " 5", "+5", "5.0", ""] {
+            assert_eq!(read(&[("c", value)]).unwrap_err(), ErrorKind::Corrupt, "{value}");
+        }
         assert_eq!(read(&[("F", "last")]).unwrap_err(), ErrorKind::Corrupt);
     }
 

@@ -248,14 +248,19 @@ pub(crate) async fn keep(inner: Weak<Inner>, lease: Duration) {
                 if is_free && !was_cut {
                     inner.canceled.redis_is_well();
                 }
-                if was_cut || is_free && reconciled.elapsed() >= reconcile::EVERY {
-                    reconciled = Instant::now();
+                let compares = was_cut || is_free && reconciled.elapsed() >= reconcile::EVERY;
+                let overdue = if health.has_lasted(lease) { overdue } else { Vec::new() };
+                if is_free && (compares || !overdue.is_empty()) {
+                    reconciled = if compares { Instant::now() } else { reconciled };
                     let inner = Arc::clone(&inner);
-                    burying = Some(tokio::spawn(async move { compare(&inner, was_cut).await }));
-                } else if health.has_lasted(lease) && is_free && !overdue.is_empty() {
-                    // Beside the renewals: it may take longer than a lease.
-                    let inner = Arc::clone(&inner);
-                    burying = Some(tokio::spawn(async move { bury_all(&inner, overdue).await }));
+                    // Beside the renewals: it may take longer than a lease. A node that is lost does
+                    // not wait for a comparison that cannot be made.
+                    burying = Some(tokio::spawn(async move {
+                        bury_all(&inner, overdue).await;
+                        if compares {
+                            compare(&inner, was_cut).await;
+                        }
+                    }));
                 }
             }
             Err(error) => {

@@ -21,7 +21,7 @@ use std::{
 
 use redis::Value;
 use tokio::sync::Notify;
-use tower_offload::{Error, JobId, Record};
+use tower_offload::{Error, ErrorKind, JobId, Record};
 
 use crate::{fields::read, locked::locked, store::Inner};
 
@@ -193,9 +193,15 @@ impl Drop for Taking<'_> {
 impl Inner {
     /// Compares, and hands back what this process does not run.
     pub(crate) async fn reconcile(&self) -> Result<(), Error> {
-        let mut handed_back = 0;
+        let (mut handed_back, mut compared) = (0, Ok(()));
         for partition in 0..JobId::PARTITIONS {
-            handed_back += self.reconcile_partition(partition).await?;
+            match self.reconcile_partition(partition).await {
+                Ok(jobs) => handed_back += jobs,
+                // Those of a later release are left to its processes.
+                Err(error) if error.kind() == ErrorKind::NewerFormat => {}
+                // The others of a cluster may well answer.
+                Err(error) => compared = Err(error),
+            }
         }
         if handed_back > 0 {
             tracing::warn!(
@@ -203,12 +209,13 @@ impl Inner {
                 "Redis listed jobs that this process does not run: they have been handed back"
             );
         }
-        Ok(())
+        compared
     }
 
     async fn reconcile_partition(&self, partition: u8) -> Result<usize, Error> {
-        let node = self.node.id();
+        // Before the name of the node: what is settled after a change of name is not under the old one.
         let before = self.local.settled(partition);
+        let node = self.node.id();
         let listed = self.listed(partition, &node).await?;
         self.local.prune(before, &listed);
         let mut unknown = Vec::new();
@@ -223,6 +230,7 @@ impl Inner {
         // before this wait, so one that is taken once more since is not handed back.
         let come_back = self.local.takes_have_come_back(partition);
         if tokio::time::timeout(self.timeout * 10, come_back).await.is_err() {
+            tracing::warn!(partition, "a take does not come back, jobs are compared later");
             return Ok(0);
         }
         let mut handed_back = 0;

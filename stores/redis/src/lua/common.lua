@@ -174,7 +174,9 @@ end
 local function forbid(job, number, nodes)
   for _, node in ipairs(nodes) do
     local key = undone_until(job, node)
-    if tonumber(number) > tonumber(redis.call('GET', key) or -1) then
+    -- The fence refuses the inserts of a fenced node, for which nobody would drop the number.
+    local is_needed = not is_fenced(base(job) .. 'f', node)
+    if is_needed and tonumber(number) > tonumber(redis.call('GET', key) or -1) then
       redis.call('SET', key, number)
     end
   end

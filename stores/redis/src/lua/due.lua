@@ -4,7 +4,11 @@
 -- from 1.
 local due, next_due = {}, -1
 for number, waiting in ipairs(KEYS) do
-  local id, left = first_due(waiting, 0)
+  -- One that is not as it should be keeps no other from its turn.
+  local is_readable, id, left = pcall(first_due, waiting, 0)
+  if not is_readable then
+    id = nil
+  end
   if id and left <= 0 then
     due[#due + 1] = number
   elseif id and (next_due < 0 or left < next_due) then
