@@ -67,7 +67,12 @@ impl Client {
             all.spawn(async move {
                 let sent = client.log.now();
                 client.log.note(Fact::Sent(task.clone()));
-                let reply = client.port.send(node, client.request(&wish)).await;
+                let mut reply = client.port.send(node, client.request(&wish)).await;
+                // The node has just been lost by a handler, and begins again.
+                while reply.is_none() && client.log.now() < sent + 8000 {
+                    sleep(Duration::from_millis(200)).await;
+                    reply = client.port.send(node, client.request(&wish)).await;
+                }
                 let Some(told::Submitted::Job(job)) = reply.as_ref().map(told::of_submission)
                 else {
                     let wrong = format!("n{node} has no room for a probe: {reply:?}");
@@ -96,8 +101,10 @@ impl Client {
     }
 
     async fn audit_node(&mut self, node: usize, scenario: &Scenario) {
-        let is_kept = scenario.ttl > 100_000;
-        let until = self.log.now() + 15_000 + if is_kept { 0 } else { scenario.ttl };
+        // What is kept expires by the clocks of the servers.
+        let kept_for = scenario.ttl + self.log.set_back();
+        let is_kept = kept_for > 100_000;
+        let until = self.log.now() + 15_000 + if is_kept { 0 } else { kept_for };
         loop {
             let request = Request::get("/stats").body(String::new()).unwrap_or_default();
             let reply = self.port.send(node, request).await;

@@ -223,10 +223,10 @@ pub enum Fact {
         /// When.
         at: Millis,
     },
-    /// A server's clock was set forward.
-    Forward {
-        /// By how much.
-        by: Millis,
+    /// A server's clock was set.
+    Clock {
+        /// By so many milliseconds.
+        by: i64,
     },
     /// From now on there are no faults.
     Quiet {

@@ -100,7 +100,7 @@ impl World {
             Kind::Failover => {
                 let lag = self.rng.between(0, 3000);
                 let off = self.rng.between(0, 4000) as i64 - 2000;
-                self.log.note(Fact::Forward { by: off.max(0) as Millis });
+                self.log.note(Fact::Clock { by: off });
                 self.restart(server, until, |world| {
                     let (site, now) = (&mut world.sites[server], world.now);
                     let behind = site.fail_over(now, lag);
@@ -115,7 +115,7 @@ impl World {
             Kind::Clock => {
                 let most = self.rng.pick(&[500, 5_000, 3_600_000]);
                 let off = self.rng.between(0, 2 * most) as i64 - most as i64;
-                self.log.note(Fact::Forward { by: off.max(0) as Millis });
+                self.log.note(Fact::Clock { by: off });
                 self.log.tell(format!("the clock of s{server} jumps by {off} ms"));
                 self.sites[server].clock += off;
             }

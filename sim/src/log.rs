@@ -134,6 +134,16 @@ impl Log {
         })
     }
 
+    /// Returns by how much servers' clocks were set back, in all.
+    pub fn set_back(&self) -> Millis {
+        let inner = self.lock();
+        let by = inner.facts.iter().filter_map(|fact| match fact {
+            Fact::Clock { by } => Some(by.min(&0).unsigned_abs()),
+            _ => None,
+        });
+        by.sum()
+    }
+
     /// Returns the jobs that were promised, with their owners.
     pub fn accepted(&self) -> Vec<(String, u8)> {
         let inner = self.lock();

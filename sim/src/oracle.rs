@@ -88,7 +88,7 @@ impl<'a> Facts<'a> {
             Fact::Dropped { run, at } => drop(self.dropped.insert(*run, *at)),
             Fact::Trouble { node, at } => self.troubles.push((*node, *at)),
             Fact::Drained { at, .. } => self.drains.push(*at),
-            Fact::Forward { by } => self.forward += by,
+            Fact::Clock { by } => self.forward += by.max(&0).unsigned_abs(),
             Fact::Lost { jobs, at } => self.lost.extend(jobs.iter().map(|job| (&**job, *at))),
             Fact::Wrong(wrong) => self.wrong.push(wrong.clone()),
             _ => {}

@@ -115,7 +115,7 @@ impl Scenario {
             wait_replicas: u32::from(servers > 0 && rng.permille(200)),
             lease: rng.between(1000, 3000),
             timeout: rng.pick(&[300, 500, 1000]),
-            ttl: rng.pick(&[20_000, 45_000, 3_600_000]),
+            ttl: rng.pick(&[8_000, 20_000, 3_600_000, 3_600_000]),
             max_running: rng.pick(&[3, 6, 128]),
             clients: rng.between(2, 5) as usize,
             tasks: rng.between(3, 8),

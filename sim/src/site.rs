@@ -50,8 +50,9 @@ impl Site {
 
     /// Sets the server's clock.
     pub fn set_now(&mut self, now: Millis) {
-        let time = now.saturating_add_signed(self.clock);
-        self.server.set_time(epoch() + Duration::from_millis(time));
+        let off = Duration::from_millis(self.clock.unsigned_abs());
+        let time = epoch() + Duration::from_millis(now);
+        self.server.set_time(if self.clock < 0 { time - off } else { time + off });
     }
 
     /// Connects a link, if the server is there.

@@ -11,7 +11,11 @@ use std::{
     rc::Rc,
 };
 
-use mlua::{Function, HookTriggers, MultiValue, Table, Value, VmState, chunk::ChunkMode};
+use mlua::{
+    Function, HookTriggers, MultiValue, Table, Value, VmState,
+    chunk::ChunkMode,
+    state::{GcIncParams, GcMode},
+};
 
 use sha1_smol::Sha1;
 
@@ -63,6 +67,10 @@ impl Engine {
     pub(crate) fn new(state: &Rc<RefCell<State>>) -> Self {
         let run = Rc::<RefCell<Run>>::default();
         let sandbox = Sandbox::new(state, &run).expect("the sandbox's own Lua runs");
+        // Each call leaves garbage of some kilobytes, and little stays: to collect it less often is
+        // cheaper.
+        let params = GcIncParams::default().pause(1000).step_multiplier(1000);
+        sandbox.lua.gc_set_mode(GcMode::Incremental(params));
         Self {
             sandbox,
             state: Rc::clone(state),
