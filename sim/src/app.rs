@@ -151,6 +151,7 @@ async fn handle(
     if text(&parts, "x-block").is_empty() {
         work(time, job.as_ref()).await;
     } else {
+        log.note(Fact::Trouble { node: node.0, at: log.now() });
         block(Duration::from_millis(time)).await;
     }
     let (status, body) = match &*then {

@@ -110,7 +110,9 @@ impl World {
             }
             Kind::Hang => {
                 self.log.tell(format!("s{server} is silent for {time} ms"));
-                self.sites[server].silent_until = until;
+                self.sites[server].silent_until = until.max(self.sites[server].silent_until);
+                let until = self.sites[server].silent_until;
+                self.at(until, Event::Heard(server));
             }
             Kind::Clock => {
                 let most = self.rng.pick(&[500, 5_000, 3_600_000]);
@@ -192,8 +194,10 @@ impl World {
             self.apart_until[node] = 0;
             self.after(1, Event::Start(node));
         }
-        for site in &mut self.sites {
+        for server in 0..self.sites.len() {
+            let site = &mut self.sites[server];
             (site.down_until, site.silent_until) = (0, 0);
+            self.after(1, Event::Heard(server));
         }
     }
 }

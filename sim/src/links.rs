@@ -113,9 +113,9 @@ impl World {
         let Some(state) = self.links.get(&link).filter(|state| !state.is_cut) else { return };
         let (server, now) = (state.server, self.now);
         let site = &mut self.sites[server];
-        if now < site.silent_until {
-            let until = site.silent_until;
-            return self.at(until, Event::ToServer(link, bytes, fate));
+        if now < site.silent_until || !site.unheard.is_empty() {
+            // In the order in which it came.
+            return site.unheard.push((link, bytes, fate));
         }
         site.set_now(now);
         site.replicate(now);
@@ -125,6 +125,16 @@ impl World {
         }
         for (to, bytes) in replies {
             self.reply(to, bytes);
+        }
+    }
+
+    /// A server that was silent takes in what has come meanwhile.
+    pub(crate) fn heard(&mut self, server: usize) {
+        if self.now < self.sites[server].silent_until {
+            return;
+        }
+        for (link, bytes, fate) in std::mem::take(&mut self.sites[server].unheard) {
+            self.arrived(link, bytes, fate);
         }
     }
 

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     facts::Millis,
+    links::Fate,
     net::LinkId,
     node::epoch,
     redis::{ConnId, Server, Snapshot},
@@ -21,6 +22,8 @@ pub struct Site {
     pub down_until: Millis,
     /// It takes nothing in until then.
     pub silent_until: Millis,
+    /// What has come since.
+    pub(crate) unheard: Vec<(LinkId, Vec<u8>, Fate)>,
     /// By how much its clock is wrong, in milliseconds.
     pub clock: i64,
     links: BTreeMap<LinkId, ConnId>,
@@ -41,6 +44,7 @@ impl Site {
             server,
             down_until: 0,
             silent_until: 0,
+            unheard: Vec::new(),
             clock: 0,
             links: BTreeMap::new(),
             connections: BTreeMap::new(),

@@ -79,6 +79,8 @@ pub(crate) enum Event {
     Fault,
     /// A server has memory again.
     Memory(usize),
+    /// A server that was silent is not, unless it is for longer.
+    Heard(usize),
     /// All servers go away: first what they send, then they themselves.
     Away(bool),
     /// Faults are over.
@@ -288,6 +290,7 @@ impl World {
                 self.log.tell(format!("s{server} has memory again"));
             }
             Event::Away(is_begun) => self.away(is_begun),
+            Event::Heard(server) => self.heard(server),
             Event::Quiet => self.quiet(),
         }
     }
