@@ -9,6 +9,7 @@
 //! {PREFIX:PARTITION}:i         the ended jobs, by when they expire: a sorted set
 //! {PREFIX:PARTITION}:n         how many jobs there are by policy, and the bytes of their outcomes
 //! {PREFIX:PARTITION}:r:NODE    the ids of the open jobs of a node: a set
+//! {PREFIX:PARTITION}:w         the nodes that have open jobs here, or had: a set
 //! {PREFIX:PARTITION}:f         the nodes that were taken for dead, by when they were
 //! {PREFIX:PARTITION}:q:POLICY  the ids of durable jobs that wait, by when they are due: a sorted set
 //! {PREFIX:PARTITION}:b:ID      the request of a durable job
@@ -86,6 +87,10 @@ impl Keys {
 
     pub(crate) fn given_up(&self, partition: u8) -> String {
         self.base(partition) + "d"
+    }
+
+    pub(crate) fn nodes(&self, partition: u8) -> String {
+        self.base(partition) + "w"
     }
 
     pub(crate) fn fences(&self, partition: u8) -> String {

@@ -106,6 +106,14 @@ impl Inner {
         }
     }
 
+    /// Renews the lease under another identity, after a partition has refused a call of this one. The
+    /// list of leases may know nothing of the fence: it is on another server, which may have lost it.
+    pub(crate) async fn renew_after_fence(&self, id: &str) -> Result<Arc<str>, Error> {
+        self.was_fenced(id)?;
+        self.renew().await?;
+        Ok(self.node.id())
+    }
+
     /// The identity to go on with when this one was taken for dead.
     fn was_fenced(&self, id: &str) -> Result<Arc<str>, Error> {
         let next = self.node.rename(id)?;
@@ -249,7 +257,8 @@ pub(crate) async fn keep(inner: Weak<Inner>, lease: Duration) {
     // Twice what is between two renewals when all is well.
     let mut health = Health::new(every * 2);
     let mut burying: Option<JoinHandle<()>> = None;
-    let mut reconciled = Instant::now();
+    // At once in a new process: those before it may be dead, and their leases lost.
+    let mut reconciled = None::<Instant>;
     loop {
         tokio::time::sleep(every).await;
         let Some(inner) = inner.upgrade() else { return };
@@ -262,17 +271,18 @@ pub(crate) async fn keep(inner: Weak<Inner>, lease: Duration) {
                 if is_free && !was_cut {
                     inner.canceled.redis_is_well();
                 }
-                let compares = was_cut || is_free && reconciled.elapsed() >= reconcile::EVERY;
+                let is_due = reconciled.is_none_or(|at| at.elapsed() >= reconcile::EVERY);
+                let compares = was_cut || is_free && is_due;
                 let overdue = if health.has_lasted(lease) { overdue } else { Vec::new() };
                 if is_free && (compares || !overdue.is_empty()) {
-                    reconciled = if compares { Instant::now() } else { reconciled };
+                    reconciled = if compares { Some(Instant::now()) } else { reconciled };
                     let inner = Arc::clone(&inner);
                     // Beside the renewals: it may take longer than a lease. A node that is lost does
                     // not wait for a comparison that cannot be made.
                     burying = Some(tokio::spawn(async move {
                         bury_all(&inner, overdue).await;
                         if compares {
-                            compare(&inner, was_cut).await;
+                            compare(&inner, was_cut, server).await;
                         }
                     }));
                 }
@@ -287,12 +297,12 @@ pub(crate) async fn keep(inner: Weak<Inner>, lease: Duration) {
 }
 
 /// Finds out what Redis has lost, where a connection was lost, and what it lists beside what runs here.
-async fn compare(inner: &Inner, was_cut: bool) {
+async fn compare(inner: &Inner, was_cut: bool, now: Duration) {
     let compared = async {
         if was_cut {
             inner.cancel_again().await?;
         }
-        inner.reconcile().await
+        inner.reconcile(now).await
     };
     if let Err(error) = compared.await {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot compare jobs yet");

@@ -29,16 +29,18 @@ impl Inner {
         record: &Record,
         request: &Bytes,
     ) -> Result<Inserted, Error> {
-        if let Some(enqueued) = self.enqueue_from_here(record, request).await? {
+        let node = self.node.id();
+        if let Some(enqueued) = self.enqueue_as(&node, record, request).await? {
             return Ok(enqueued);
         }
-        self.renew().await?;
-        self.enqueue_from_here(record, request).await?.ok_or_else(fenced)
+        let node = self.renew_after_fence(&node).await?;
+        self.enqueue_as(&node, record, request).await?.ok_or_else(fenced)
     }
 
     /// `None` where this node was taken for dead.
-    async fn enqueue_from_here(
+    async fn enqueue_as(
         &self,
+        node: &str,
         record: &Record,
         request: &Bytes,
     ) -> Result<Option<Inserted>, Error> {
@@ -51,7 +53,7 @@ impl Inner {
         }
         call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(partition)).arg(fields::member(record, "policy")?);
-        call.arg(&request[..]).arg(&*self.node.id()).arg(self.number()).arg(fields::of(record)?);
+        call.arg(&request[..]).arg(node).arg(self.number()).arg(fields::of(record)?);
         let answer =
             read::<Vec<Value>>(self.run_replicated(&call, partition, "cannot keep a job").await?)?;
         self.inserted(&answer).await
@@ -84,8 +86,9 @@ impl Inner {
         let (this, taking) = (JobId::random()?.to_string(), self.local.taking(partition));
         loop {
             let mut call = self.scripts.take.prepare_invoke();
+            let node = self.node.id();
             call.key(self.keys.queue(partition, policy)).key(self.keys.fences(partition));
-            call.arg(&*self.node.id()).arg(self.keys.jobs(partition));
+            call.arg(&*node).arg(self.keys.jobs(partition));
             call.arg(self.connection().publish()).arg(self.keys.channel(partition)).arg(&this);
             match self.run(&call, "cannot take a job").await {
                 Ok(answer) => match read::<Vec<Value>>(answer)?.as_slice() {
@@ -94,7 +97,7 @@ impl Inner {
                         note_later();
                         return Ok(None);
                     }
-                    [_fenced] => drop(self.renew().await?),
+                    [_fenced] => drop(self.renew_after_fence(&node).await?),
                     [_unreadable, id] => {
                         if !self.end_first(id).await? {
                             return Ok(None);

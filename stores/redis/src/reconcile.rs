@@ -5,6 +5,11 @@
 //! So no job stays `running` that nobody runs, whatever was lost: the answer to a take, an end that a
 //! failover has forgotten, or a call that was carried out long after its error was told.
 //!
+//! And the nodes that a partition lists, compared with the leases: a node that has none gets one. If it
+//! lives, it renews that; if it is dead, its jobs are ended a lease later. So it is with a node whose lease
+//! was lost with its server before the node died, and with jobs that came back with a replica after their
+//! node was taken for dead.
+//!
 //! ```text
 //! insert is sent ──▶ local ──its end is written, or read; or Redis does not list it──▶ not local
 //! take is answered ────┘
@@ -191,9 +196,10 @@ impl Drop for Taking<'_> {
 }
 
 impl Inner {
-    /// Compares, and hands back what this process does not run.
-    pub(crate) async fn reconcile(&self) -> Result<(), Error> {
-        let (mut handed_back, mut compared) = (0, Ok(()));
+    /// Compares, and hands back what this process does not run. `now` is the time of the server that has
+    /// the leases.
+    pub(crate) async fn reconcile(&self, now: Duration) -> Result<(), Error> {
+        let (mut handed_back, mut compared) = (0, self.give_leases(now).await);
         for partition in 0..JobId::PARTITIONS {
             match self.reconcile_partition(partition).await {
                 Ok(jobs) => handed_back += jobs,
@@ -210,6 +216,29 @@ impl Inner {
             );
         }
         compared
+    }
+
+    /// Gives a lease to each node that has jobs, or had, and has none.
+    async fn give_leases(&self, now: Duration) -> Result<(), Error> {
+        let (mut nodes, mut listed) = (BTreeSet::new(), Ok(()));
+        for partition in 0..JobId::PARTITIONS {
+            let mut command = redis::cmd("SMEMBERS");
+            command.arg(self.keys.nodes(partition));
+            match self.ask(&command, "cannot list the nodes that have jobs").await {
+                Ok(names) => nodes.extend(read::<Vec<String>>(names)?),
+                // The others of a cluster may well answer.
+                Err(error) => listed = Err(error),
+            }
+        }
+        if !nodes.is_empty() {
+            let mut command = redis::cmd("ZADD");
+            command.arg(self.keys.leases()).arg("NX");
+            for node in nodes {
+                command.arg(now.as_millis() as u64).arg(node);
+            }
+            self.ask(&command, "cannot give leases").await?;
+        }
+        listed
     }
 
     async fn reconcile_partition(&self, partition: u8) -> Result<usize, Error> {

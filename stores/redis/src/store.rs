@@ -193,11 +193,12 @@ impl Store for RedisStore {
 impl Inner {
     async fn insert(&self, record: &Record) -> Result<Inserted, Error> {
         let inserting = self.local.inserting(record.id());
-        let inserted = match self.insert_from_here(record).await? {
+        let node = self.node.id();
+        let inserted = match self.insert_as(&node, record).await? {
             Some(inserted) => inserted,
             None => {
-                self.renew().await?;
-                self.insert_from_here(record).await?.ok_or_else(fenced)?
+                let node = self.renew_after_fence(&node).await?;
+                self.insert_as(&node, record).await?.ok_or_else(fenced)?
             }
         };
         if let Inserted::Claimed(_) = &inserted {
@@ -207,7 +208,7 @@ impl Inner {
     }
 
     /// `None` where this node was taken for dead.
-    async fn insert_from_here(&self, record: &Record) -> Result<Option<Inserted>, Error> {
+    async fn insert_as(&self, node: &str, record: &Record) -> Result<Option<Inserted>, Error> {
         let (id, partition) = (record.id(), record.id().partition());
         let mut call = self.scripts.insert.prepare_invoke();
         call.key(self.keys.job(id)).key(self.keys.index(partition));
@@ -215,7 +216,7 @@ impl Inner {
         if let Some(claim) = self.claim_of(record)? {
             call.key(claim);
         }
-        call.arg(id.to_string()).arg(&*self.node.id());
+        call.arg(id.to_string()).arg(node);
         call.arg(fields::member(record, "policy")?).arg(self.number()).arg(fields::of(record)?);
         let answer =
             read::<Vec<Value>>(self.run_replicated(&call, partition, "cannot keep a job").await?)?;

@@ -69,6 +69,49 @@ async fn the_jobs_of_a_dead_node_fail(builder: Builder) {
     assert!(matches!(alive.change(others, response()).await.unwrap(), Changed::Applied(_)));
 }
 
+/// The list of fenced nodes is on another server, in a cluster, and is lost with that one alone.
+#[tokio::test]
+async fn a_node_that_only_partitions_have_fenced_goes_on_under_another_name() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+    let fence = || {
+        let name = server.cli(&["zrevrange", &format!("{{{prefix}:nodes}}:l"), "0", "0"]);
+        for partition in 0..JobId::PARTITIONS {
+            let fences = format!("{{{prefix}:{partition:02}}}:f");
+            server.cli(&["zadd", &fences, "9999999999999", name.trim()]);
+        }
+    };
+    inserted(&store, Record::running).await;
+    fence();
+    inserted(&store, Record::running).await;
+    fence();
+    let id = JobId::random().unwrap();
+    let record = Record::queued(id, SystemTime::now(), TTL);
+    let record = record.with_policy("charges".into()).with_attempts(3);
+    store.enqueue(record, "a request".into(), 0).await.unwrap();
+    fence();
+    let taken = timeout(LEASE * 10, store.take("charges".into())).await.expect("taken");
+    assert_eq!(taken.unwrap().expect("it is due").0.id(), id);
+}
+
+/// Its lease is on another server than its jobs, in a cluster, and is lost with that one alone.
+#[tokio::test]
+async fn the_jobs_of_a_dead_node_fail_although_its_lease_is_lost() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let builder = RedisStore::builder(server.url()).prefix(&prefix).lease(LEASE);
+    let dead = builder.clone().connect().await.unwrap();
+    let id = inserted(&dead, Record::running).await;
+    drop(dead);
+    server.cli(&["del", &format!("{{{prefix}:nodes}}:l")]);
+    let alive = builder.connect().await.unwrap();
+    let record = timeout(LEASE * 10, end(&alive, id)).await.expect("nobody ends it");
+    assert_eq!(record.failure(), Some(Failure::NodeLost));
+    let left = server.cli(&["keys", "*:w"]);
+    assert_eq!(left.trim(), "", "a node without jobs is listed yet");
+}
+
 #[tokio::test]
 async fn the_jobs_of_a_dead_node_fail_on_a_server() {
     let server = Server::start(&[]);

@@ -240,6 +240,19 @@ local function runs(job, node)
   return base(job) .. 'r:' .. node
 end
 
+-- The nodes that run jobs of this partition, or did so and were not taken for dead since. The partition
+-- knows them itself: the list of leases is on another server, which may lose it, and what this one loses
+-- brings back the jobs of a node and its name here together.
+local function nodes(key)
+  return base(key) .. 'w'
+end
+
+-- Lists a job with those that run on a node.
+local function list(job, id, node)
+  redis.call('SADD', runs(job, node), id)
+  redis.call('SADD', nodes(job), node)
+end
+
 -- Tells whoever waits for a job: its id, and the versions that it has now, if it is there.
 local function tell(how, id, version, status_version)
   redis.call(how.command, how.channel, id .. (version and (' ' .. version .. ' ' .. status_version) or ''))

@@ -16,6 +16,6 @@ if refused then
   return refused
 end
 redis.call('HSET', job, 'y', node, unpack(ARGV, 5))
-redis.call('SADD', runs(job, node), id)
+list(job, id, node)
 redis.call('HINCRBY', counts, 'j' .. policy, 1)
 return {}

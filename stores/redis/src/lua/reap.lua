@@ -31,4 +31,8 @@ end
 if #done > 0 then
   redis.call('SREM', running, unpack(done))
 end
-return {ended, unreadable_ids, redis.call('EXISTS', running)}
+local has_more = redis.call('EXISTS', running)
+if has_more == 0 then
+  redis.call('SREM', nodes(jobs), node)
+end
+return {ended, unreadable_ids, has_more}

@@ -57,7 +57,7 @@ while true do
   end
   if is_readable and job then
     redis.call('HSET', job.key, unpack(job.fields))
-    redis.call('SADD', runs(job.key, node), id)
+    list(job.key, id, node)
     redis.call('SET', taken, id)
     tell(how, id, job.version, job.version)
     return answer(id)
