@@ -89,7 +89,12 @@ impl<'a> Facts<'a> {
             Fact::Trouble { node, at } => self.troubles.push((*node, *at)),
             Fact::Drained { at, .. } => self.drains.push(*at),
             Fact::Clock { by } => self.forward += by.max(&0).unsigned_abs(),
-            Fact::Lost { jobs, at } => self.lost.extend(jobs.iter().map(|job| (&**job, *at))),
+            Fact::Lost { jobs, at } => {
+                for job in jobs {
+                    // The first time counts.
+                    self.lost.entry(job).or_insert(*at);
+                }
+            }
             Fact::Wrong(wrong) => self.wrong.push(wrong.clone()),
             _ => {}
         }
