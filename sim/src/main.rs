@@ -6,15 +6,23 @@
 //! ```
 //!
 //! Prints the story of each seed that is broken, and at the end seeds, events a second, and the number
-//! broken. `--first-broken` ends at the first, and prints what is wrong with it but not its story.
+//! broken. `--first-broken` ends at the first, and prints what is wrong with it but not its story. A seed
+//! that takes longer than [`LONGEST`] ends everything: something in it runs without end.
 
 use std::{
+    collections::BTreeMap,
     process::ExitCode,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use tower_offload_sim::{Filter, Outcome, hush, mutant, run};
+
+/// A seed takes a second, and a slow one ten.
+const LONGEST: Duration = Duration::from_secs(180);
 
 /// What is asked for.
 #[derive(Debug, Default)]
@@ -85,13 +93,14 @@ fn all(args: &Args, filter: &Option<Filter>) -> ExitCode {
     let next = AtomicU64::new(args.first);
     let (seeds, events, broken) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let began = Instant::now();
+    let watch = Watch::default();
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= until {
                 return;
             }
-            let outcome = run(seed, filter);
+            let outcome = watch.over(seed, || run(seed, filter));
             seeds.fetch_add(1, Ordering::Relaxed);
             events.fetch_add(outcome.events, Ordering::Relaxed);
             if !outcome.wrong.is_empty() {
@@ -105,6 +114,7 @@ fn all(args: &Args, filter: &Option<Filter>) -> ExitCode {
         }
     };
     std::thread::scope(|scope| {
+        scope.spawn(|| watch.until(&next, until));
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(work);
         }
@@ -117,6 +127,35 @@ fn all(args: &Args, filter: &Option<Filter>) -> ExitCode {
         events as f64 / seconds
     );
     code(broken == 0)
+}
+
+/// The seeds that run, and since when.
+#[derive(Debug, Default)]
+struct Watch(Mutex<BTreeMap<u64, Instant>>);
+
+impl Watch {
+    fn running(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn over<T>(&self, seed: u64, run: impl FnOnce() -> T) -> T {
+        self.running().insert(seed, Instant::now());
+        let outcome = run();
+        self.running().remove(&seed);
+        outcome
+    }
+
+    /// Watches until all seeds have been run. A thread cannot be stopped, so the process ends.
+    fn until(&self, next: &AtomicU64, until: u64) {
+        while next.load(Ordering::Relaxed) < until || !self.running().is_empty() {
+            std::thread::sleep(Duration::from_millis(100));
+            let running = self.running();
+            if let Some((seed, _)) = running.iter().find(|(_, since)| since.elapsed() > LONGEST) {
+                println!("WRONG in seed {seed}: it has not ended after {LONGEST:?}");
+                std::process::exit(1);
+            }
+        }
+    }
 }
 
 fn print(outcome: &Outcome, with_story: bool) {
