@@ -21,6 +21,10 @@ use std::{
 
 use tower_offload_sim::{Filter, Outcome, hush, mutant, run};
 
+/// A third of the time went into the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A seed takes a second, and a slow one ten.
 const LONGEST: Duration = Duration::from_secs(180);
 

@@ -11,6 +11,7 @@ use crate::{
     net::LinkId,
     node::epoch,
     redis::{ConnId, Server, Snapshot},
+    scenario::{Kind, Scenario},
 };
 
 /// A server and its links.
@@ -28,6 +29,8 @@ pub struct Site {
     pub clock: i64,
     links: BTreeMap<LinkId, ConnId>,
     connections: BTreeMap<ConnId, LinkId>,
+    /// Whether a replica will take over.
+    has_replica: bool,
     /// What a replica has, by when it had it.
     replica: VecDeque<(Millis, Snapshot)>,
 }
@@ -37,9 +40,9 @@ const LAG: Millis = 4000;
 
 impl Site {
     /// Creates a server without data.
-    pub fn new(seed: u64, replicas: u32) -> Self {
+    pub fn new(seed: u64, scenario: &Scenario) -> Self {
         let mut server = Server::new(seed);
-        server.set_replicas(replicas);
+        server.set_replicas(scenario.wait_replicas);
         Self {
             server,
             down_until: 0,
@@ -48,6 +51,7 @@ impl Site {
             clock: 0,
             links: BTreeMap::new(),
             connections: BTreeMap::new(),
+            has_replica: scenario.faults.weights.iter().any(|(_, kind)| *kind == Kind::Failover),
             replica: VecDeque::new(),
         }
     }
@@ -95,7 +99,8 @@ impl Site {
 
     /// Lets a replica have what there is now.
     pub fn replicate(&mut self, now: Millis) {
-        if self.replica.back().is_some_and(|(at, _)| at + 250 > now) {
+        let is_recent = self.replica.back().is_some_and(|(at, _)| at + 250 > now);
+        if !self.has_replica || is_recent {
             return;
         }
         while self.replica.front().is_some_and(|(at, _)| at + LAG < now) {

@@ -122,7 +122,7 @@ impl World {
         let clients = clients.expect("a runtime without I/O needs nothing");
         let log = Log::default();
         let site = |index: usize| {
-            let mut site = Site::new(rng.fork(100 + index as u64).bits(), scenario.wait_replicas);
+            let mut site = Site::new(rng.fork(100 + index as u64).bits(), &scenario);
             if let Some(filter) = filter.clone() {
                 site.server.set_script_filter(move |text| filter(text));
             }

@@ -55,10 +55,36 @@ scripts! {
     due: include_str!("lua/due.lua"),
 }
 
-/// The whole text of a script: what all have in common comes after the first line.
+/// The whole text of a script. After its first line comes what it uses of what scripts have in common: Redis
+/// makes each function of the text anew whenever the script runs.
 fn whole(code: &str) -> String {
     let (first, rest) = code.split_once('\n').unwrap_or((code, ""));
-    format!("{first}\n{COMMON}\n{rest}")
+    let mut used = vec![rest];
+    // The last first: in Lua, a local function is there for what comes after it.
+    for part in COMMON.split("\n\n").collect::<Vec<_>>().into_iter().rev() {
+        if names(part).any(|name| used.iter().any(|text| mentions(text, name))) {
+            used.push(part);
+        }
+    }
+    used.reverse();
+    format!("{first}\n{}", used.join("\n\n"))
+}
+
+/// The names that a part of the text defines.
+fn names(part: &str) -> impl Iterator<Item = &str> {
+    let locals = part.lines().filter_map(|line| line.strip_prefix("local "));
+    let names = locals.map(|local| local.strip_prefix("function ").unwrap_or(local));
+    names.filter_map(|name| name.split(|c| !is_of_name(c)).next())
+}
+
+/// Whether a text mentions a name, beside in its comments.
+fn mentions(text: &str, name: &str) -> bool {
+    let mut lines = text.lines().filter(|line| !line.trim_start().starts_with("--"));
+    lines.any(|line| line.split(|c| !is_of_name(c)).any(|word| word == name))
+}
+
+fn is_of_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
 }
 
 #[cfg(test)]
@@ -69,6 +95,16 @@ mod tests {
 
     use super::*;
     use crate::fields;
+
+    #[test]
+    fn a_script_has_what_it_uses_and_what_that_uses() {
+        let text = whole("#!lua\nreturn backoff(1)\n-- finish\n");
+        let defined: Vec<_> = text.split("\n\n").flat_map(names).collect();
+        assert_eq!(defined, ["backoff"]);
+        let text = whole("#!lua\nreturn is_later('1')\n");
+        let defined: Vec<_> = text.split("\n\n").flat_map(names).collect();
+        assert_eq!(defined, ["FORMAT", "LATER", "is_later"]);
+    }
 
     #[test]
     fn scripts_read_the_format_that_records_are_written_in() {
