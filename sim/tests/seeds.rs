@@ -1,6 +1,6 @@
 //! Whole runs of the simulation: a seed is the same run every time.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use tower_offload_sim::{hush, mutant, run};
 
@@ -25,16 +25,32 @@ fn a_seed_replays_exactly_in_the_same_process_and_in_another() {
 fn every_mutant_changes_a_shipped_script() {
     let texts = tower_offload_redis::simulation::texts();
     let texts: Vec<_> = texts.iter().map(|(_, text)| &**text).collect();
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/mutants");
-    let mut count = 0;
-    for file in std::fs::read_dir(folder).expect("there are mutants") {
-        let path = file.expect("a file of the mutants").path();
-        if path.extension().is_some_and(|extension| extension == "txt") {
-            let text = std::fs::read_to_string(&path).expect("a mutant is text");
-            let applies = mutant::applies(&text, &texts);
-            assert_eq!(applies, Ok(()), "{}", path.display());
-            count += 1;
-        }
+    let mutants = mutants("txt");
+    for path in &mutants {
+        let text = std::fs::read_to_string(path).expect("a mutant is text");
+        let applies = mutant::applies(&text, &texts);
+        assert_eq!(applies, Ok(()), "{}", path.display());
     }
-    assert!(count >= 30, "{count} mutants");
+    assert!(mutants.len() >= 30, "{} mutants", mutants.len());
+}
+
+#[test]
+fn every_patch_applies_to_the_shipped_code() {
+    let mutants = mutants("patch");
+    for path in &mutants {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        let mut git = Command::new("git");
+        let checked = git.current_dir(root).args(["apply", "--check"]).arg(path).output();
+        let checked = checked.expect("git starts");
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert!(checked.status.success(), "{}: {said}", path.display());
+    }
+    assert!(mutants.len() >= 8, "{} patches", mutants.len());
+}
+
+fn mutants(extension: &str) -> Vec<PathBuf> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/mutants");
+    let files = std::fs::read_dir(folder).expect("there are mutants");
+    let paths = files.map(|file| file.expect("a file of the mutants").path());
+    paths.filter(|path| path.extension().is_some_and(|of| of == extension)).collect()
 }

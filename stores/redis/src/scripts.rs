@@ -3,6 +3,8 @@
 //! Scripts, not functions: a function must be loaded into every node of a cluster by somebody who may
 //! do that, and two versions of this crate would share its name.
 
+use std::sync::LazyLock;
+
 use redis::Script;
 
 const COMMON: &str = include_str!("lua/common.lua");
@@ -17,8 +19,11 @@ macro_rules! scripts {
         }
 
         impl Scripts {
-            pub(crate) fn new() -> Self {
-                Self { $($name: Script::new(&whole($code)),)* }
+            /// They are put together once.
+            pub(crate) fn all() -> &'static Self {
+                static ALL: LazyLock<Scripts> =
+                    LazyLock::new(|| Scripts { $($name: Script::new(&whole($code)),)* });
+                &ALL
             }
         }
 

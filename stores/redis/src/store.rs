@@ -51,7 +51,7 @@ pub(crate) struct Inner {
     /// Where a job is accepted once they have it.
     pub(crate) replicas: Option<Replicas>,
     pub(crate) keys: Keys,
-    pub(crate) scripts: Scripts,
+    pub(crate) scripts: &'static Scripts,
     pub(crate) node: Node,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) timeout: Duration,
@@ -95,7 +95,7 @@ impl RedisStore {
         builder: Builder,
     ) -> Result<Self, Error> {
         let (timeout, lease) = (builder.timeout, builder.lease);
-        let (scripts, node) = (Scripts::new(), Node::new(lease)?);
+        let (scripts, node) = (Scripts::all(), Node::new(lease)?);
         let connection = Mutex::new(connection);
         let calls = AtomicU64::new(0);
         let (canceled, local) = (Canceled::default(), LocalJobs::new());
