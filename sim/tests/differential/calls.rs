@@ -361,7 +361,8 @@ impl Calls {
         let (id, node) = (self.id(), self.node());
         let keys = texts(&[&base(&format!("j:{id}")), &base(&format!("r:{node}")), &base("i")]);
         let attempt = self.random.pick(&["1", "1", "2", "0"]);
-        call("hand_back", keys, texts(&[&id, "PUBLISH", CHANNEL, &node, attempt]))
+        let reason = self.random.pick(&["node_lost", "interrupted"]);
+        call("hand_back", keys, texts(&[&id, "PUBLISH", CHANNEL, &node, attempt, reason]))
     }
 
     fn corrupt(&mut self, hash: impl FnOnce(&str) -> Option<Vec<String>>) -> Call {

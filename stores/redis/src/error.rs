@@ -28,3 +28,13 @@ pub(crate) fn is_of_a_value(error: &Error) -> bool {
     let source = std::error::Error::source(error).and_then(|error| error.downcast_ref());
     source.is_some_and(|error: &RedisError| matches!(error.code(), Some("WRONGTYPE" | "ERR")))
 }
+
+/// Whether the same call can only fail again, until somebody changes what is in Redis or what the user may
+/// do there, or another release comes. A server that is away, full or taking over is none of these.
+pub(crate) fn is_lasting(error: &Error) -> bool {
+    use ErrorKind::{Config, Corrupt, NewerFormat};
+    let source = std::error::Error::source(error).and_then(|error| error.downcast_ref());
+    matches!(error.kind(), Config | Corrupt | NewerFormat)
+        || is_of_a_value(error)
+        || source.is_some_and(|error: &RedisError| error.code() == Some("NOPERM"))
+}

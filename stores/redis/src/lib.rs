@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod arrivals;
+mod backoff;
 mod call;
 mod change;
 mod connect;
@@ -46,6 +47,7 @@ pub mod simulation;
 #[cfg(feature = "simulation")]
 mod spread;
 mod store;
+mod taking;
 mod unreadable;
 mod usage;
 mod waiters;

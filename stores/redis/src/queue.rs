@@ -3,25 +3,18 @@
 //! A sorted set by due time, since a queue has to know order of arrival, places, delays and removal;
 //! a stream knows the first of these alone.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use redis::Value;
-use tokio::{sync::oneshot, time::sleep};
-use tower_offload::{
-    Change, End, Error, ErrorKind, Failure, JobId, Record, Status, store::Inserted,
-};
+use tower_offload::{Error, ErrorKind, JobId, Record, store::Inserted};
 
 use crate::{
     RedisStore,
     error::corrupt,
     fields::{self, read},
     store::{Inner, fenced},
-    unreadable::note_later,
 };
-
-/// Before a call is made again whose answer was lost.
-const AGAIN: Duration = Duration::from_millis(100);
 
 impl Inner {
     pub(crate) async fn enqueue(
@@ -57,95 +50,6 @@ impl Inner {
         let answer =
             read::<Vec<Value>>(self.run_replicated(&call, partition, "cannot keep a job").await?)?;
         self.inserted(&answer).await
-    }
-
-    /// Takes from where there may be something, until something is found, or nobody wants it any more.
-    async fn take(
-        self: &Arc<Self>,
-        policy: &str,
-        is_wanted: impl Fn() -> bool,
-    ) -> Result<Option<(Record, Bytes)>, Error> {
-        let arrivals = &self.waiters.arrivals;
-        while is_wanted() && self.has_arrived(policy).await? {
-            let Some(partition) = arrivals.next(policy) else { continue };
-            if let Some(taken) = self.take_from(partition, policy).await? {
-                arrivals.found(policy, partition);
-                return Ok(Some(taken));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Makes the same call until its answer is there: a job whose answer is lost is running, and nobody
-    /// would run it.
-    async fn take_from(
-        &self,
-        partition: u8,
-        policy: &str,
-    ) -> Result<Option<(Record, Bytes)>, Error> {
-        let (this, taking) = (JobId::random()?.to_string(), self.local.taking(partition));
-        loop {
-            let mut call = self.scripts.take.prepare_invoke();
-            let node = self.node.id();
-            call.key(self.keys.queue(partition, policy)).key(self.keys.fences(partition));
-            call.arg(&*node).arg(self.keys.jobs(partition));
-            call.arg(self.connection().publish()).arg(self.keys.channel(partition)).arg(&this);
-            match self.run(&call, "cannot take a job").await {
-                Ok(answer) => match read::<Vec<Value>>(answer)?.as_slice() {
-                    [] => return Ok(None),
-                    [word] if read::<String>(word.clone())? == "later" => {
-                        note_later();
-                        return Ok(None);
-                    }
-                    [_fenced] => drop(self.renew_after_fence(&node).await?),
-                    [_unreadable, id] => {
-                        if !self.end_first(id).await? {
-                            return Ok(None);
-                        }
-                    }
-                    [id, hash, request, ..] => {
-                        let id = read::<String>(id.clone())?.parse()?;
-                        taking.took(id);
-                        let taken = self.taken(id, hash, request).await;
-                        if !matches!(taken, Ok(Some(_))) {
-                            // Nobody runs it here: what is still listed is handed back.
-                            self.local.remove(id);
-                        }
-                        if let Some(taken) = taken? {
-                            return Ok(Some(taken));
-                        }
-                    }
-                },
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot take a job, trying again"
-                    );
-                    sleep(AGAIN).await;
-                }
-            }
-        }
-    }
-
-    /// A job that was taken, with its request. One whose record cannot be read has ended with that.
-    async fn taken(
-        &self,
-        id: JobId,
-        hash: &Value,
-        request: &Value,
-    ) -> Result<Option<(Record, Bytes)>, Error> {
-        let record = self.record_of(id, hash).await?;
-        let Some(record) = record.filter(|record| record.status() == Status::Running) else {
-            return Ok(None);
-        };
-        let request = read::<Option<Vec<u8>>>(request.clone())?.unwrap_or_default();
-        Ok(Some((record, request.into())))
-    }
-
-    /// Ends the first job of a queue, whose record cannot be read. Tells whether it did: not if another
-    /// process has.
-    async fn end_first(&self, id: &Value) -> Result<bool, Error> {
-        self.end_unreadable(read::<String>(id.clone())?.parse()?, &self.node.id()).await
     }
 
     /// What a script says of an insertion; `None` where its node is fenced.
@@ -235,26 +139,5 @@ impl RedisStore {
     /// If Redis does not answer; it may have been sent then.
     pub async fn send_again(&self, id: JobId) -> Result<Option<JobId>, Error> {
         self.inner.send_again(id).await
-    }
-
-    /// Takes a job, in a task of its own: whoever wanted it may go before the answer is there, and then
-    /// the job goes back.
-    pub(crate) async fn take_for(
-        &self,
-        policy: Arc<str>,
-    ) -> Result<Option<(Record, Bytes)>, Error> {
-        let (sender, answer) = oneshot::channel();
-        let inner = Arc::clone(&self.inner);
-        tokio::spawn(async move {
-            let taken = inner.take(&policy, || !sender.is_closed()).await;
-            if let Err(Ok(Some((record, _)))) = sender.send(taken) {
-                let back = Change::Finish(End::Failure(Failure::Interrupted));
-                while inner.change(record.id(), back.clone()).await.is_err() {
-                    sleep(AGAIN).await;
-                }
-            }
-        });
-        let lost = |error| Error::new(ErrorKind::StoreUnavailable, "cut off").with_source(error);
-        answer.await.map_err(lost)?
     }
 }

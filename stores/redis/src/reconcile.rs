@@ -28,7 +28,7 @@ use redis::Value;
 use tokio::sync::Notify;
 use tower_offload::{Error, ErrorKind, JobId, Record};
 
-use crate::{fields::read, locked::locked, store::Inner};
+use crate::{error::is_of_a_value, fields::read, locked::locked, store::Inner};
 
 /// How often, where no connection is lost.
 pub(crate) const EVERY: Duration = Duration::from_secs(60);
@@ -70,9 +70,10 @@ impl LocalJobs {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn add(&self, id: JobId, is_under_way: bool) {
-        let entry = Entry { number: self.number(), is_under_way };
-        locked(self.of(id.partition())).jobs.insert(id, entry);
+    fn add(&self, id: JobId, is_under_way: bool) -> u64 {
+        let number = self.number();
+        locked(self.of(id.partition())).jobs.insert(id, Entry { number, is_under_way });
+        number
     }
 
     /// Before an insert is sent.
@@ -183,8 +184,9 @@ pub(crate) struct Taking<'a> {
 
 impl Taking<'_> {
     /// The answer names this job.
-    pub(crate) fn took(&self, id: JobId) {
-        self.jobs.add(id, false);
+    /// Gives the number under which the job is local.
+    pub(crate) fn took(&self, id: JobId) -> u64 {
+        self.jobs.add(id, false)
     }
 }
 
@@ -264,8 +266,21 @@ impl Inner {
         }
         let mut handed_back = 0;
         for (id, attempt) in unknown {
-            if !self.local.has(id) {
-                handed_back += usize::from(self.hand_back(id, &node, attempt).await?);
+            if self.local.has(id) {
+                continue;
+            }
+            match self.hand_back(id, &node, attempt, "node_lost").await {
+                Ok(true) => {
+                    tracing::warn!(job = %id, "this process does not run a job that Redis says it runs");
+                    handed_back += 1;
+                }
+                Ok(false) => {}
+                // The others of the partition may well go back.
+                Err(error) if is_of_a_value(&error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(job = %id, error, "cannot hand a job back yet");
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(handed_back)
@@ -280,18 +295,23 @@ impl Inner {
         Ok(ids.into_iter().filter_map(parsed).collect())
     }
 
-    async fn hand_back(&self, id: JobId, node: &str, attempt: u16) -> Result<bool, Error> {
+    /// Queues a job again that is this node's in this attempt, or ends it where it has none left. Tells
+    /// whether it did; made again it does nothing, since the job is not this node's any more, or is so in
+    /// another attempt.
+    pub(crate) async fn hand_back(
+        &self,
+        id: JobId,
+        node: &str,
+        attempt: u16,
+        reason: &str,
+    ) -> Result<bool, Error> {
         let partition = id.partition();
         let mut call = self.scripts.hand_back.prepare_invoke();
         call.key(self.keys.job(id)).key(self.keys.running(partition, node));
         call.key(self.keys.index(partition));
         call.arg(id.to_string()).arg(self.connection().publish());
-        call.arg(self.keys.channel(partition)).arg(node).arg(attempt);
-        let handed_back = read(self.run(&call, "cannot hand a job back").await?)?;
-        if handed_back {
-            tracing::warn!(job = %id, "this process does not run a job that Redis says it runs");
-        }
-        Ok(handed_back)
+        call.arg(self.keys.channel(partition)).arg(node).arg(attempt).arg(reason);
+        read(self.run(&call, "cannot hand a job back").await?)
     }
 }
 

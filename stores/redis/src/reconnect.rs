@@ -27,9 +27,8 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tower_offload::JobId;
 
-use crate::{connect::timed_out, locked::locked, waiters::Waiters};
+use crate::{backoff::part_of, connect::timed_out, locked::locked, waiters::Waiters};
 
 /// The first delay between two attempts to connect; each further one is twice as long.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -327,14 +326,6 @@ impl Drop for Connecting {
             locked(&shared.state).is_connecting = false;
         }
     }
-}
-
-/// A random part of a delay, so that the processes that a server has lost do not all come back at once.
-/// A generator that fails delays in full.
-fn part_of(delay: Duration) -> Duration {
-    let random = JobId::random()
-        .map_or(u64::MAX, |id| u64::from_str_radix(&id.to_string()[16..], 16).unwrap_or(u64::MAX));
-    delay.mul_f64(random as f64 / u64::MAX as f64)
 }
 
 #[cfg(all(test, feature = "simulation"))]

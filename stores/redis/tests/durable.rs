@@ -13,6 +13,7 @@ use std::{
 };
 
 use axum::{Router, body::Body, extract::Path, routing::post};
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header, request::Parts};
 use support::{Cluster, Server, app, fresh_prefix, proxy::Proxy};
 use tokio::{
@@ -22,7 +23,8 @@ use tokio::{
 use tower::ServiceExt;
 use tower_offload::{
     Change, End, ErrorKind, Failure, Job, Offload, Outcome, Policies, Policy, Record, Status,
-    Store, store::Changed,
+    Store,
+    store::{Changed, StoreFuture},
 };
 use tower_offload_redis::{Builder, RedisStore};
 
@@ -665,6 +667,19 @@ async fn what_was_given_up_and_has_expired_takes_no_room() {
     assert!(left.trim().parse::<usize>().unwrap() < 5, "{left} of expired jobs");
 }
 
+/// What the script says that takes a job of partition 3 for this node.
+fn taken_by(server: &Server, prefix: &str, node: &str) -> String {
+    let (head, take) = include_str!("../src/lua/take.lua").split_once('\n').unwrap();
+    let script = format!("{head}\n{}\n{take}", include_str!("../src/lua/common.lua"));
+    let key = |kind: &str| format!("{{{prefix}:03}}:{kind}");
+    let keys = [key("q:work"), key("f"), node.into(), key("j:")];
+    let mut call = vec!["eval", &script, "2"];
+    call.extend(keys.iter().map(String::as_str));
+    let channel = key("changes");
+    call.extend(["publish", &channel, "call"]);
+    server.cli(&call)
+}
+
 /// A call of `take` is made again, since its answer was lost; its node was taken for dead meanwhile.
 #[tokio::test]
 async fn a_take_that_is_made_again_does_not_give_what_is_another_nodes_by_now() {
@@ -678,17 +693,7 @@ async fn a_take_that_is_made_again_does_not_give_what_is_another_nodes_by_now() 
         .unwrap();
     let record = in_partition(3);
     store.enqueue(record.clone(), "request".into(), 0).await.unwrap();
-    let (head, take) = include_str!("../src/lua/take.lua").split_once('\n').unwrap();
-    let script = format!("{head}\n{}\n{take}", include_str!("../src/lua/common.lua"));
-    let key = |kind: &str| format!("{{{prefix}:03}}:{kind}");
-    let take = || {
-        let keys = [key("q:work"), key("f"), "late".into(), key("j:")];
-        let mut call = vec!["eval", &script, "2"];
-        call.extend(keys.iter().map(String::as_str));
-        let channel = key("changes");
-        call.extend(["publish", &channel, "call", "1"]);
-        server.cli(&call)
-    };
+    let take = || taken_by(&server, &prefix, "late");
     server.cli(&["zadd", &format!("{{{prefix}:nodes}}:l"), "1", "late"]);
     let first = take();
     assert!(first.contains("running"), "{first}");
@@ -727,6 +732,77 @@ async fn a_take_can_be_made_again_for_as_long_as_its_job_runs() {
     let (record, _) = store.take("work".into()).await.unwrap().unwrap();
     store.take_back(record.id()).await.unwrap();
     assert_eq!(server.cli(&["keys", "*:t:*"]).trim(), "");
+}
+
+/// A take that is polled once, and whose answer is there by the time that it is given back.
+async fn answered_take(
+    store: &RedisStore,
+    record: &Record,
+) -> StoreFuture<Option<(Record, Bytes)>> {
+    let mut take = store.take("work".into());
+    assert!(is_pending(&mut take).await);
+    // The answers of a connection come in the order of its calls.
+    until_async(async || {
+        store.read(record.id(), None).await.unwrap().unwrap().status() == Status::Running
+    })
+    .await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    take
+}
+
+#[tokio::test]
+async fn a_job_that_was_taken_for_a_worker_that_is_gone_is_taken_again() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap();
+    let record = in_partition(3);
+    store.enqueue(record.clone(), "request".into(), 0).await.unwrap();
+    drop(answered_take(&store, &record).await);
+    let mut again = None;
+    until_async(async || {
+        again = store.take("work".into()).await.unwrap();
+        again.is_some()
+    })
+    .await;
+    let again = again.unwrap().0;
+    assert_eq!((again.id(), again.attempt()), (record.id(), Some(2)));
+    assert!(matches!(store.change(again.id(), done()).await.unwrap(), Changed::Applied(_)));
+}
+
+#[tokio::test]
+async fn a_put_back_that_is_made_again_leaves_the_next_attempt_alone() {
+    let server = Server::start(&[]);
+    let (prefix, proxy) = (fresh_prefix(), Proxy::start(server.port).await);
+    // Nothing is compared meanwhile, and no call is made again before its connection is cut.
+    let long = Duration::from_secs(60);
+    let builder = |url| RedisStore::builder(url).prefix(prefix.clone()).lease(long).timeout(long);
+    let watches = builder(server.url()).connect().await.unwrap();
+    let store = builder(proxy.url()).connect().await.unwrap();
+    let record = in_partition(3);
+    watches.enqueue(record.clone(), "request".into(), 0).await.unwrap();
+    let read = async || watches.read(record.id(), None).await.unwrap().unwrap();
+    // Once so that the server has the script, and then without an answer.
+    drop(answered_take(&store, &record).await);
+    until_async(async || read().await.status() == Status::Queued).await;
+    let take = answered_take(&store, &record).await;
+    proxy.lose_replies();
+    drop(take);
+    until_async(async || read().await.status() == Status::Queued).await;
+    // Its node takes it again before the put-back has learned that it was carried out.
+    let node = server.cli(&["srandmember", &format!("{{{prefix}:03}}:w")]);
+    assert!(taken_by(&server, &prefix, node.trim()).contains("running"));
+    let scripts = || {
+        let stats = server.cli(&["info", "commandstats"]);
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        calls.unwrap().split(',').next().unwrap().parse::<usize>().unwrap()
+    };
+    let before = scripts();
+    proxy.cut();
+    proxy.mend();
+    until("the put-back is made again", || scripts() > before).await;
+    let record = read().await;
+    assert_eq!((record.status(), record.attempt()), (Status::Running, Some(3)));
 }
 
 /// Takes and ends jobs until told to stop.

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Ends a job that is its node's here and that its process does not run, or queues it again.
 -- KEYS: job, the ids of those that run on the node, index.
--- ARGV: the job's id, the command and channel to tell of it, the node, and the attempt that was seen.
+-- ARGV: the job's id, the command and channel to tell of it, the node, the attempt that was seen, and why
+-- the job has failed if it has no attempts left.
 -- Gives whether it was handed back. One that has ended, or is another node's, only leaves the ids.
 local key, running, index = unpack(KEYS)
 local id, node = ARGV[1], ARGV[4]
@@ -14,5 +15,5 @@ end
 if job.attempt ~= tonumber(ARGV[5]) then
   return 0
 end
-lose(job, id, index, {command = ARGV[2], channel = ARGV[3]}, 'node_lost', 0)
+lose(job, id, index, {command = ARGV[2], channel = ARGV[3]}, ARGV[6], 0)
 return 1

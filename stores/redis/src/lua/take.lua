@@ -2,11 +2,12 @@
 -- Begins the durable job of a policy that is due first.
 -- KEYS: the queue, and fences.
 -- ARGV: the node, what a job's key begins with, the command and channel to tell of it, and the call. A
--- call whose answer was lost is made again under the same name. What it has taken is noted under that name for as long as the job runs, and the job has the name
--- in its field `u`, so that whatever ends its run drops the note as well: an answer can be lost for longer
--- than any time that could be chosen here.
--- Gives {} if none is due, {'later'} if only jobs of later releases are, {'fenced'} if its node is, {'unreadable', id} if the first that is due has a
--- record that this node cannot read, or {id, record, request}.
+-- call whose answer was lost is made again under the same name. What it has taken is noted under that name
+-- for as long as the job runs, and the job has the name in its field `u`, so that whatever ends its run
+-- drops the note as well: an answer can be lost for longer than any time that could be chosen here.
+-- Gives {} if none is due, {'later'} if only jobs of later releases are, {'fenced'} if its node is,
+-- {'unreadable', id} if the first that is due has a record that this node cannot read, or
+-- {id, record, request}.
 local waiting, fences = unpack(KEYS)
 local node, jobs, how = ARGV[1], ARGV[2], {command = ARGV[3], channel = ARGV[4]}
 local call, taken = ARGV[5], taken_by(jobs, ARGV[5])
@@ -53,11 +54,14 @@ while true do
   elseif not is_readable then
     return {'unreadable', id}
   else
+    if job then
+      -- First: it fails where the list is none, and what a script that fails has done stays done.
+      list(job.key, id, node)
+    end
     redis.call('ZREM', waiting, id)
   end
   if is_readable and job then
     redis.call('HSET', job.key, unpack(job.fields))
-    list(job.key, id, node)
     redis.call('SET', taken, id)
     tell(how, id, job.version, job.version)
     return answer(id)

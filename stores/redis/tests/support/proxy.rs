@@ -18,11 +18,18 @@ use tokio::{
     sync::watch,
 };
 
+/// Whether connections are cut, and how often they were: one that is mended at once was cut all the same.
+#[derive(Clone, Copy, Default)]
+struct Cut {
+    is_cut: bool,
+    times: usize,
+}
+
 /// Passes on what is sent to a server, unless it is cut.
 pub struct Proxy {
     address: SocketAddr,
     server: Arc<AtomicU16>,
-    is_cut: watch::Sender<bool>,
+    is_cut: watch::Sender<Cut>,
     loses_replies: watch::Sender<bool>,
     /// How long each reply is under way, in milliseconds.
     delay: Arc<AtomicU64>,
@@ -33,7 +40,8 @@ impl Proxy {
     /// In front of the server on this port.
     pub async fn start(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, (is_cut, cut)) = (listener.local_addr().unwrap(), watch::channel(false));
+        let (address, (is_cut, cut)) =
+            (listener.local_addr().unwrap(), watch::channel(Cut::default()));
         let (loses_replies, loses) = watch::channel(false);
         let replied = Arc::<AtomicUsize>::default();
         let count = Arc::clone(&replied);
@@ -43,6 +51,7 @@ impl Proxy {
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (mut cut, port) = (cut.clone(), to.load(Ordering::Relaxed));
+                let times = cut.borrow().times;
                 let (loses, delay, count) =
                     (loses.clone(), Arc::clone(&delayed), Arc::clone(&count));
                 tokio::spawn(async move {
@@ -55,7 +64,7 @@ impl Proxy {
                     tokio::select! {
                         _ = copy(&mut requests, &mut to_server) => {}
                         () = pass_on(replies, to_client, loses, delay, count) => {}
-                        _ = cut.wait_for(|is_cut| *is_cut) => {}
+                        _ = cut.wait_for(|cut| cut.is_cut || cut.times > times) => {}
                     }
                 });
             }
@@ -69,7 +78,7 @@ impl Proxy {
 
     /// From now on, every connection is closed as soon as it is there.
     pub fn cut(&self) {
-        self.is_cut.send_replace(true);
+        self.is_cut.send_modify(|cut| *cut = Cut { is_cut: true, times: cut.times + 1 });
     }
 
     /// The address is from now on that of another server.
@@ -96,7 +105,7 @@ impl Proxy {
 
     pub fn mend(&self) {
         self.loses_replies.send_replace(false);
-        self.is_cut.send_replace(false);
+        self.is_cut.send_modify(|cut| cut.is_cut = false);
     }
 }
 
