@@ -101,8 +101,8 @@ impl Client {
     }
 
     async fn audit_node(&mut self, node: usize, scenario: &Scenario) {
-        // What is kept expires by the clocks of the servers.
-        let kept_for = scenario.ttl + self.log.set_back();
+        // What is kept expires by the clocks of nodes and servers.
+        let kept_for = scenario.ttl + self.log.set_back() + scenario.clocks_apart();
         let is_kept = kept_for > 100_000;
         let until = self.log.now() + 15_000 + if is_kept { 0 } else { kept_for };
         loop {

@@ -8,8 +8,8 @@ use crate::{
     scenario::Scenario,
 };
 
-/// How far apart clocks may be.
-const SLACK: Millis = 10_000;
+/// So long, beside two leases, a trouble may have its effects.
+const AFTERMATH: Millis = 10_000;
 
 /// How late an end may be told: another handler may block the node.
 const LATE: Millis = 3000;
@@ -113,7 +113,7 @@ impl<'a> Facts<'a> {
 
     /// Whether what ended then may be gone by now.
     fn may_have_expired(&self, from: Millis, now: Millis) -> bool {
-        now + self.forward + SLACK >= from + self.scenario.ttl
+        now + self.forward + self.scenario.clocks_apart() >= from + self.scenario.ttl
     }
 
     fn work_is_done_once(&mut self) {
@@ -166,7 +166,7 @@ impl<'a> Facts<'a> {
             if over.is_some_and(|over| over <= next.at) {
                 continue;
             }
-            let since = one.at.saturating_sub(2 * self.scenario.lease + SLACK);
+            let since = one.at.saturating_sub(2 * self.scenario.lease + AFTERMATH);
             let may_be_lost = self
                 .troubles
                 .iter()

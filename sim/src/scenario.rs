@@ -1,6 +1,6 @@
 //! What a seed decides of a run before it begins: how large it is, and which faults happen how often.
 
-use crate::{facts::Millis, rng::Rng};
+use crate::{facts::Millis, rng::Rng, world::BOUND};
 
 /// The parameters of a run.
 #[derive(Debug, Clone)]
@@ -123,6 +123,15 @@ impl Scenario {
             quiet_at: rng.between(8_000, 25_000) + if is_long { AWAY } else { 0 },
             faults,
         }
+    }
+}
+
+impl Scenario {
+    /// How far apart two clocks may be, where no server's is set: each node begins with one of its own,
+    /// and drifts until the end of the run.
+    pub fn clocks_apart(&self) -> Millis {
+        let until = self.quiet_at + 2 * BOUND;
+        10_000 + 2 * until * self.faults.drift / 1_000_000
     }
 }
 
