@@ -51,8 +51,6 @@ pub struct Calls {
     clock: SystemTime,
     number: u64,
     last_take: Option<Call>,
-    /// Whether `enqueue` takes the key of the fences: where it does not yet, its keys are others.
-    enqueue_has_fences: bool,
 }
 
 /// A call of a script: its keys and its arguments.
@@ -87,9 +85,9 @@ fn base(rest: &str) -> String {
 }
 
 impl Calls {
-    pub fn new(seed: u64, enqueue_has_fences: bool) -> Self {
+    pub fn new(seed: u64) -> Self {
         let clock = SystemTime::now() + FAR * 10;
-        Self { random: Random(seed), clock, number: 0, last_take: None, enqueue_has_fences }
+        Self { random: Random(seed), clock, number: 0, last_take: None }
     }
 
     fn id(&mut self) -> String {
@@ -293,8 +291,7 @@ impl Calls {
     fn enqueue(&mut self) -> Call {
         let (id, node, policy, number) = (self.id(), self.node(), self.policy(), self.number());
         let claim = self.random.once_in(2).then(|| self.random.pick(CLAIMS));
-        let mut keys = vec![base(&format!("j:{id}")), base("i"), base("n")];
-        keys.extend(self.enqueue_has_fences.then(|| base("f")));
+        let mut keys = vec![base(&format!("j:{id}")), base("i"), base("n"), base("f")];
         keys.extend(claim.map(|claim| base(&format!("c:{claim}"))));
         let mut args = texts(&[&id, "PUBLISH", CHANNEL, &policy, "a request", &node, &number]);
         let attempts = 1 + self.random.next() % 3;

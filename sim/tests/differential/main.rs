@@ -44,7 +44,7 @@ fn scripts_do_what_they_do_in_a_real_server() {
         let mut both = Both::start(seed % 2 == 1, CHANNEL);
         both.sim.count_lines();
         let shas = load(&mut both, &scripts);
-        let mut calls = Calls::new(seed, scripts.texts["enqueue"].contains(", fences, claim"));
+        let mut calls = Calls::new(seed);
         for number in 0..CALLS {
             step(&mut both, &mut calls, &names, &shas);
             calls_made += 1;
@@ -115,7 +115,7 @@ fn reaped_jobs_end_in_any_order() {
     let mut both = Both::start(true, CHANNEL);
     let shas = load(&mut both, &scripts);
     both.ask(&["RPUSH", CLOCK, "1800000000", "5"], Compare::Exactly);
-    let mut calls = Calls::new(1, scripts.texts["enqueue"].contains(", fences, claim"));
+    let mut calls = Calls::new(1);
     let mut later = 0;
     for number in 0..60 {
         let call = calls.insert_of(&format!("{number:032x}"), "node-one", &[]);
