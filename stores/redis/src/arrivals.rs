@@ -29,6 +29,11 @@ const LOOK: Duration = Duration::from_secs(1);
 /// other partitions is not to wait for the end of a backlog.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// So long a partition is left alone in which Redis refuses takes; then twice as long each time, up to
+/// the longest. Others are served meanwhile.
+const FIRST_ASIDE: Duration = Duration::from_secs(1);
+const LONGEST_ASIDE: Duration = Duration::from_secs(60);
+
 /// Where there may be something to take.
 #[derive(Debug, Default)]
 pub(crate) struct Arrivals {
@@ -43,6 +48,18 @@ struct Hints {
     partitions: BTreeSet<u8>,
     /// When to look; `None` is now.
     look_at: Option<Instant>,
+    /// Partitions in which Redis has refused the last take, until when, and for how long that is.
+    aside: BTreeMap<u8, (Instant, Duration)>,
+}
+
+impl Hints {
+    /// There may be something in a partition. One that is left alone comes with a later look.
+    fn add(&mut self, partition: u8) {
+        let is_aside = self.aside.get(&partition).is_some_and(|(until, _)| *until > Instant::now());
+        if !is_aside {
+            self.partitions.insert(partition);
+        }
+    }
 }
 
 impl Arrivals {
@@ -52,7 +69,7 @@ impl Arrivals {
         let Ok(partition) = partition.parse::<u8>() else { return };
         // Of policies that nobody here serves, nothing is remembered.
         if let Some(hints) = locked(&self.policies).get_mut(policy) {
-            hints.partitions.insert(partition % JobId::PARTITIONS);
+            hints.add(partition % JobId::PARTITIONS);
         }
         self.arrived.notify_waiters();
     }
@@ -82,6 +99,26 @@ impl Arrivals {
         }
     }
 
+    /// A take from this partition was answered.
+    pub(crate) fn is_well(&self, policy: &str, partition: u8) {
+        if let Some(hints) = locked(&self.policies).get_mut(policy) {
+            hints.aside.remove(&partition);
+        }
+    }
+
+    /// A take from this partition was refused, and will be: it is left alone for a while. Tells whether
+    /// the take before was answered.
+    pub(crate) fn set_aside(&self, policy: &str, partition: u8) -> bool {
+        let mut policies = locked(&self.policies);
+        let Some(hints) = policies.get_mut(policy) else { return true };
+        let before = hints.aside.get(&partition);
+        let is_new = before.is_none();
+        let delay = before.map_or(FIRST_ASIDE, |(_, delay)| (*delay * 2).min(LONGEST_ASIDE));
+        hints.aside.insert(partition, (Instant::now() + delay, delay));
+        hints.partitions.remove(&partition);
+        is_new
+    }
+
     /// When there is something to do for this policy.
     fn awaited(&self, policy: &str) -> Awaited {
         let mut policies = locked(&self.policies);
@@ -107,7 +144,7 @@ impl Arrivals {
     fn looked(&self, policy: &str, due: Vec<u8>, next: Option<Duration>) {
         let has_some = !due.is_empty();
         if let Some(hints) = locked(&self.policies).get_mut(policy) {
-            hints.partitions.extend(due);
+            due.into_iter().for_each(|partition| hints.add(partition));
             if let Some(next) = next.filter(|next| *next < LOOK) {
                 let at = Instant::now() + next;
                 hints.look_at = hints.look_at.map(|look_at| look_at.min(at));
@@ -209,5 +246,36 @@ impl Inner {
         let (next, due): (i64, Vec<usize>) = read(answer)?;
         let due = due.into_iter().filter_map(|number| partitions.get(number.wrapping_sub(1)));
         Ok((due.copied().collect(), u64::try_from(next).ok().map(Duration::from_millis)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_partition_that_refuses_takes_is_left_alone_for_longer_each_time() {
+        let arrivals = Arrivals::default();
+        arrivals.awaited("work");
+        let look = || {
+            arrivals.looked("work", vec![3, 7], None);
+            let mut next: Vec<_> = std::iter::from_fn(|| arrivals.next("work")).collect();
+            next.sort_unstable();
+            next
+        };
+        assert_eq!(look(), [3, 7]);
+        assert!(arrivals.set_aside("work", 3));
+        for delay in [1, 2, 4, 8, 16, 32, 60, 60] {
+            arrivals.told("3 work");
+            tokio::time::advance(Duration::from_secs(delay) - Duration::from_millis(1)).await;
+            assert_eq!(look(), [7], "{delay}");
+            tokio::time::advance(Duration::from_millis(1)).await;
+            assert_eq!(look(), [3, 7], "{delay}");
+            assert!(!arrivals.set_aside("work", 3), "it is told once");
+        }
+        arrivals.is_well("work", 3);
+        arrivals.told("3 work");
+        assert_eq!(arrivals.next("work"), Some(3));
+        assert!(arrivals.set_aside("work", 3));
     }
 }

@@ -56,7 +56,8 @@ impl Drop for Taken {
 }
 
 impl Inner {
-    /// Takes from where there may be something, until something is found, or nobody wants it any more.
+    /// Takes from where there may be something, until something is found, or nobody wants it any more. A
+    /// partition in which Redis refuses that is left alone for a while.
     async fn take(
         self: &Arc<Self>,
         policy: &str,
@@ -65,9 +66,26 @@ impl Inner {
         let arrivals = &self.waiters.arrivals;
         while is_wanted() && self.has_arrived(policy).await? {
             let Some(partition) = arrivals.next(policy) else { continue };
-            if let Some(taken) = self.take_from(partition, policy).await? {
-                arrivals.found(policy, partition);
-                return Ok(Some(taken));
+            match self.take_from(partition, policy).await {
+                Ok(taken) => {
+                    arrivals.is_well(policy, partition);
+                    if taken.is_some() {
+                        arrivals.found(policy, partition);
+                        return Ok(taken);
+                    }
+                }
+                Err(error) if is_lasting(&error) => {
+                    if arrivals.set_aside(policy, partition) {
+                        tracing::error!(
+                            error = &error as &dyn std::error::Error,
+                            policy,
+                            partition,
+                            "Redis refuses to give jobs of this policy and partition: they wait, and it \
+                             is asked again after a second, and each minute at last"
+                        );
+                    }
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(None)
@@ -75,6 +93,9 @@ impl Inner {
 
     /// Makes the same call until its answer is there: a job whose answer is lost is running, and nobody
     /// would run it.
+    ///
+    /// # Errors
+    /// One that is lasting, among others. Had an earlier try begun a job, the next comparison hands it back.
     async fn take_from(
         self: &Arc<Self>,
         partition: u8,
@@ -112,6 +133,7 @@ impl Inner {
                         }
                     }
                 },
+                Err(error) if is_lasting(&error) => return Err(error),
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,

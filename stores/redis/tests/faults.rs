@@ -941,3 +941,36 @@ async fn names_and_numbers_that_are_damaged_do_not_fail_the_counts() {
         "{usage:?}"
     );
 }
+
+/// What takes look at in one partition is of another type, as after a restore that went wrong.
+#[tokio::test]
+async fn a_partition_that_refuses_takes_keeps_no_job_of_another_from_its_turn() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).connect().await.unwrap();
+    let mut ids: Vec<_> = (0..20).map(|_| JobId::random().unwrap()).collect();
+    ids.sort_unstable();
+    for id in &ids {
+        let record = Record::queued(*id, SystemTime::now(), TTL).with_policy("work".into());
+        store.enqueue(record.with_attempts(3), "request".into(), 0).await.unwrap();
+    }
+    let partition = ids[0].partition();
+    let damaged = format!("{{{}:{partition:02}}}:f", store_prefix(&server));
+    server.cli(&["set", &damaged, "no sorted set"]);
+    let (in_it, others): (Vec<_>, Vec<_>) =
+        ids.into_iter().partition(|id| id.partition() == partition);
+    let mut found = Vec::new();
+    while found.len() < others.len() {
+        let taking = tokio::time::timeout(Duration::from_secs(10), store.take("work".into()));
+        let taken = taking.await.expect("a take ends").unwrap();
+        found.extend(taken.map(|(record, _)| record.id()));
+    }
+    found.sort_unstable();
+    assert_eq!(found, others);
+    // Nor does it keep anything waiting: there is nothing to take.
+    let idle = tokio::time::timeout(Duration::from_secs(10), store.take("work".into()));
+    assert!(idle.await.expect("a take ends").unwrap().is_none());
+    server.cli(&["del", &damaged]);
+    let mut found = taken(&store, in_it.len()).await;
+    found.sort_unstable();
+    assert_eq!(found, in_it);
+}
