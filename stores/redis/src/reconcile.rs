@@ -311,7 +311,7 @@ impl Inner {
         call.key(self.keys.index(partition));
         call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(partition)).arg(node).arg(attempt).arg(reason);
-        read(self.run(&call, "cannot hand a job back").await?)
+        read(self.run_of(id, &call, "cannot hand a job back").await?)
     }
 }
 

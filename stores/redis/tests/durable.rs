@@ -805,6 +805,24 @@ async fn a_put_back_that_is_made_again_leaves_the_next_attempt_alone() {
     assert_eq!((record.status(), record.attempt()), (Status::Running, Some(3)));
 }
 
+/// The record is damaged while the job is on its way to a worker that is gone.
+#[tokio::test]
+async fn a_put_back_of_a_record_that_cannot_be_read_ends_its_job() {
+    let server = Server::start(&[]);
+    // So long that no comparison finds it before.
+    let lease = Duration::from_secs(120);
+    let store = RedisStore::builder(server.url()).prefix("put-back").lease(lease);
+    let store = store.connect().await.unwrap();
+    let record = in_partition(3);
+    store.enqueue(record.clone(), "request".into(), 0).await.unwrap();
+    let take = answered_take(&store, &record).await;
+    let key = format!("{{put-back:03}}:j:{}", record.id());
+    server.cli(&["hset", &key, "v", "no number"]);
+    drop(take);
+    until_async(async || server.cli(&["hget", &key, "f"]).trim() == "corrupt").await;
+    assert_eq!(server.cli(&["exists", &format!("{{put-back:03}}:u:{}", record.id())]).trim(), "1");
+}
+
 /// Takes and ends jobs until told to stop.
 async fn takes_and_ends(store: RedisStore, stop: Arc<std::sync::atomic::AtomicBool>) {
     while !stop.load(SeqCst) {
