@@ -209,8 +209,8 @@ impl Calls {
             }
             "usage" => call("usage", vec![base("i"), base("n")], vec![]),
             "given_up" => {
-                let most = self.random.below(3).to_string();
-                call("given_up", vec![base("d")], vec![base("j:"), most])
+                let [most, from] = [3, 2].map(|below| self.random.below(below).to_string());
+                call("given_up", vec![base("d")], vec![base("j:"), most, from])
             }
             "renew" | "fence" => {
                 let (node, lease) = (self.node(), self.random.pick(&["10000", "1", "100000"]));

@@ -32,6 +32,7 @@ mod connect;
 mod ended;
 mod error;
 mod fields;
+mod given_up;
 mod keys;
 mod locked;
 mod node;
@@ -53,6 +54,7 @@ mod usage;
 mod waiters;
 
 pub use connect::Builder;
+pub use given_up::GivenUp;
 pub use store::RedisStore;
 
 #[doc = include_str!("../CAPACITY.md")]

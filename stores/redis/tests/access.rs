@@ -65,7 +65,7 @@ async fn every_call_is_allowed(builder: Builder) {
     drop(there);
     let ended = here.changed(record.id(), taken.version(), Interest::Status);
     tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap().unwrap();
-    assert_eq!(here.given_up(10).await.unwrap().len(), 1);
+    assert_eq!(here.given_up(10).await.unwrap().jobs.len(), 1);
     assert!(here.send_again(record.id()).await.unwrap().is_some());
 }
 

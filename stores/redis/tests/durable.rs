@@ -355,15 +355,16 @@ async fn what_was_tried_often_enough_is_given_up_and_can_be_sent_again() {
     assert_eq!(document["attempt"], 2);
     let begun = hands.begun.load(SeqCst);
     assert_eq!(document["error"]["type"], "urn:tower-offload:problem:interrupted");
-    let given_up = node.store.given_up(10).await.unwrap();
+    let given_up = node.store.given_up(10).await.unwrap().jobs;
     assert_eq!(given_up.len(), 1);
     assert_eq!(
         (given_up[0].status(), given_up[0].failure()),
         (Status::Failed, Some(Failure::Interrupted))
     );
     let next = node.store.send_again(given_up[0].id()).await.unwrap().unwrap();
-    assert_eq!(node.store.given_up(10).await.unwrap().len(), 0);
-    assert_eq!(node.store.send_again(given_up[0].id()).await.unwrap(), None);
+    assert_eq!(node.store.given_up(10).await.unwrap().jobs.len(), 0);
+    assert_eq!(node.store.send_again(given_up[0].id()).await.unwrap(), Some(next));
+    assert_eq!(node.store.send_again(next).await.unwrap(), None);
     until("it is begun", || hands.begun.load(SeqCst) == begun + 1).await;
     let result = released(&hands, node.result(&format!("/jobs/{next}"))).await;
     assert_eq!(result.body(), "attempt 1");
@@ -823,6 +824,55 @@ async fn a_put_back_of_a_record_that_cannot_be_read_ends_its_job() {
     assert_eq!(server.cli(&["exists", &format!("{{put-back:03}}:u:{}", record.id())]).trim(), "1");
 }
 
+/// A job that was given up, in partition 3.
+async fn given_up(store: &RedisStore) -> Record {
+    let record = in_partition(3).with_attempts(1);
+    store.enqueue(record.clone(), "request".into(), 0).await.unwrap();
+    let (taken, _) = store.take("work".into()).await.unwrap().unwrap();
+    assert_eq!(taken.id(), record.id());
+    let lost = Change::Finish(End::Failure(Failure::Interrupted));
+    assert!(matches!(store.change(record.id(), lost).await.unwrap(), Changed::Applied(_)));
+    record
+}
+
+#[tokio::test]
+async fn a_job_is_sent_again_once_however_often_that_is_asked() {
+    let server = Server::start(&[]);
+    let builder = RedisStore::builder(server.url()).prefix("again");
+    let (store, other) =
+        (builder.clone().connect().await.unwrap(), builder.connect().await.unwrap());
+    let id = given_up(&store).await.id();
+    let key = |kind: &str| format!("{{again:03}}:{kind}");
+    let request = key(&format!("b:{id}"));
+    let kept = server.cli(&["zscore", &key("d"), &id.to_string()]);
+    // At once from several processes.
+    let ends = tokio::join!(
+        store.send_again(id),
+        other.send_again(id),
+        store.send_again(id),
+        other.send_again(id)
+    );
+    let next = ends.0.unwrap();
+    assert!(next.is_some_and(|next| next != id));
+    for end in [ends.1, ends.2, ends.3] {
+        assert_eq!(end.unwrap(), next);
+    }
+    // A caller was lost after the job was sent and before it was taken from the list.
+    server.cli(&["set", &request, "request"]);
+    server.cli(&["zadd", &key("d"), kept.trim(), &id.to_string()]);
+    assert_eq!(other.send_again(id).await.unwrap(), next);
+    assert_eq!(other.given_up(10).await.unwrap().jobs.len(), 0);
+    assert_eq!(server.cli(&["exists", &request]).trim(), "0");
+    assert_eq!(server.cli(&["zcard", &key("q:work")]).trim(), "1");
+    // Nor is it begun once more after it has ended.
+    let (taken, _) = store.take("work".into()).await.unwrap().unwrap();
+    assert_eq!((Some(taken.id()), taken.attempt()), (next, Some(1)));
+    assert!(matches!(store.change(taken.id(), done()).await.unwrap(), Changed::Applied(_)));
+    server.cli(&["set", &request, "request"]);
+    assert_eq!(store.send_again(id).await.unwrap(), next);
+    assert_eq!(server.cli(&["zcard", &key("q:work")]).trim(), "0");
+}
+
 /// Takes and ends jobs until told to stop.
 async fn takes_and_ends(store: RedisStore, stop: Arc<std::sync::atomic::AtomicBool>) {
     while !stop.load(SeqCst) {
@@ -976,7 +1026,7 @@ async fn jobs_behind_unreadable_ones_begin_at_once() {
         assert_eq!(answer.status(), wanted, "{}", answer.body());
     }
     assert_eq!(hands.begun.load(SeqCst), 100);
-    let given_up = serves.store.given_up(100).await.unwrap();
+    let given_up = serves.store.given_up(100).await.unwrap().jobs;
     assert_eq!(given_up.len(), bad.len());
     // The requests are kept with them, and so are the records.
     for kind in ["b", "u"] {

@@ -893,7 +893,7 @@ async fn whatever_reads_a_damaged_record_ends_its_job() {
             assert!(server.cli(&["pttl", &job]).trim().parse::<i64>().unwrap() > 0, "{after}");
             let raw = server.cli(&["exists", &format!("{{{prefix}:01}}:u:{id}")]);
             assert_eq!(raw.trim(), "1", "{after}");
-            assert_eq!(store.given_up(10).await.unwrap().len(), 1, "{after}");
+            assert_eq!(store.given_up(10).await.unwrap().jobs.len(), 1, "{after}");
             let usage = store.usage().await.unwrap();
             let sums = usage.iter().map(|policy| (policy.jobs, policy.bytes));
             assert!(

@@ -28,7 +28,7 @@ use support::Server;
 use tokio::sync::Notify;
 use tower::ServiceExt;
 use tower_offload::{
-    Change, Error, ErrorKind, Job, JobId, Offload, Policies, Policy, Record, Store,
+    Change, End, Error, ErrorKind, Failure, Job, JobId, Offload, Policies, Policy, Record, Store,
 };
 use tower_offload_redis::RedisStore;
 
@@ -432,6 +432,30 @@ async fn jobs_of_a_later_release_are_left_to_its_processes() {
     assert_eq!(server.cli(&["hget", &key(&later), "s"]).trim(), "running");
     is_of_format(&later, "1");
     begun(&store, later.id(), 2).await;
+}
+
+#[tokio::test]
+async fn jobs_of_a_later_release_that_were_given_up_are_counted_and_hide_no_other() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).prefix("f").connect().await.unwrap();
+    for _ in 0..5 {
+        let record = durable("work").with_attempts(1);
+        store.enqueue(record.clone(), "".into(), 0).await.unwrap();
+        begun(&store, record.id(), 1).await;
+        let lost = Change::Finish(End::Failure(Failure::Interrupted));
+        store.change(record.id(), lost).await.unwrap();
+    }
+    let all = server.cli(&["zrange", "{f:00}:d", "0", "-1"]);
+    let all: Vec<JobId> = all.lines().map(|id| id.parse().unwrap()).collect();
+    for later in [all[0], all[1], all[3]] {
+        server.cli(&["hset", &format!("{{f:00}}:j:{later}"), "F", "99"]);
+    }
+    for most in [1, 2, 10] {
+        let given_up = store.given_up(most).await.unwrap();
+        let ids: Vec<_> = given_up.jobs.iter().map(Record::id).collect();
+        assert_eq!(ids, [all[2], all[4]][..most.min(2)]);
+        assert_eq!(given_up.later, if most == 1 { 2 } else { 3 });
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
