@@ -28,13 +28,14 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{backoff::part_of, connect::timed_out, locked::locked, waiters::Waiters};
+use crate::{backoff::Backoff, connect::timed_out, locked::locked, waiters::Waiters};
 
-/// The first delay between two attempts to connect; each further one is twice as long.
+/// The first delay between two attempts to connect; each further one is twice as long, until a connection
+/// has lasted.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 
-/// The longest delay, and the age from which a lost connection is replaced without one: a server that
-/// closes each connection at once is not asked more often than this.
+/// The longest delay, and the age at which a connection has lasted: when it is lost, it is replaced without
+/// a delay. A server that closes each connection at once is not asked more often than this.
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
 
 /// So many calls may wait to be sent. Those beyond would wait in a queue that each has to be polled
@@ -71,7 +72,6 @@ struct Shared {
     installed: Notify,
 }
 
-#[derive(Default)]
 struct State {
     open: Option<Open>,
     is_connecting: bool,
@@ -81,7 +81,17 @@ struct State {
     lost: u64,
     /// Why the last attempt failed.
     error: Option<RedisError>,
+    /// The delays before the attempts since a connection has lasted.
+    backoff: Backoff,
     channels: Vec<String>,
+}
+
+impl State {
+    fn new() -> Self {
+        let (open, is_connecting, begun, lost, error) = (None, false, 0, 0, None);
+        let (backoff, channels) = (Backoff::new(FIRST_DELAY, LONGEST_DELAY), Vec::new());
+        Self { open, is_connecting, begun, lost, error, backoff, channels }
+    }
 }
 
 #[derive(Clone)]
@@ -108,7 +118,7 @@ impl Reconnecting {
         limits: Limits,
         waiters: Arc<Waiters>,
     ) -> RedisResult<Self> {
-        let (state, installed) = (Mutex::default(), Notify::new());
+        let (state, installed) = (Mutex::new(State::new()), Notify::new());
         let shared = Arc::new(Shared { server, limits, waiters, state, installed });
         let open = shared.open().await?;
         shared.install(open);
@@ -268,11 +278,16 @@ impl Shared {
         let mut state = locked(&self.state);
         state.lost = state.lost.max(number);
         let Some(open) = state.open.take_if(|open| open.number == number) else { return };
+        let delay = if open.since.elapsed() >= LONGEST_DELAY {
+            state.backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
+            Duration::ZERO
+        } else {
+            state.backoff.next()
+        };
         drop(state);
-        let is_young = open.since.elapsed() < LONGEST_DELAY;
         // Not under the lock: it ends the connection's task.
         drop(open);
-        self.reconnect(if is_young { FIRST_DELAY } else { Duration::ZERO });
+        self.reconnect(delay);
     }
 
     /// Starts the task that connects, after a delay, if there is none.
@@ -296,7 +311,7 @@ struct Connecting(Weak<Shared>);
 impl Connecting {
     async fn run(mut self, mut delay: Duration) {
         loop {
-            sleep(part_of(delay)).await;
+            sleep(delay).await;
             let Some(shared) = self.0.upgrade() else { return };
             match shared.open().await {
                 Ok(open) => {
@@ -315,7 +330,7 @@ impl Connecting {
                     locked(&shared.state).error = Some(error);
                 }
             }
-            delay = (delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY);
+            delay = locked(&shared.state).backoff.next();
         }
     }
 }
@@ -351,6 +366,9 @@ mod tests {
     const LIMITS: Limits =
         Limits { connect: Duration::from_secs(1), response: Duration::from_secs(1) };
 
+    /// How long a connection is of use that the server closes.
+    const CLOSES_AFTER: Duration = Duration::from_millis(10);
+
     /// Delays are what they are at most.
     struct Longest;
 
@@ -374,6 +392,8 @@ mod tests {
 
     struct Seen {
         is_up: bool,
+        /// Closes each connection after so many commands.
+        answers: usize,
         /// When connections were asked for.
         attempts: Vec<Instant>,
         /// What each of those that were opened was sent, a command a line.
@@ -384,7 +404,13 @@ mod tests {
     impl Fake {
         fn new() -> Self {
             let (attempts, sent, open) = (Vec::new(), BTreeMap::new(), Vec::new());
-            Self(Arc::new(Mutex::new(Seen { is_up: true, attempts, sent, open })))
+            Self(Arc::new(Mutex::new(Seen {
+                is_up: true,
+                answers: usize::MAX,
+                attempts,
+                sent,
+                open,
+            })))
         }
 
         async fn connection(&self) -> (Reconnecting, Arc<Waiters>) {
@@ -430,8 +456,16 @@ mod tests {
                     }
                     _ => "+OK\r\n".to_owned(),
                 };
-                locked(&self.0).sent.entry(connection).or_default().push(words.join(" "));
+                let is_last = {
+                    let mut seen = locked(&self.0);
+                    let sent = seen.sent.entry(connection).or_default();
+                    sent.push(words.join(" "));
+                    sent.len() >= seen.answers
+                };
                 stream.write_all(answer.as_bytes()).await.unwrap();
+                if is_last {
+                    return sleep(CLOSES_AFTER).await;
+                }
             }
         }
     }
@@ -491,6 +525,35 @@ mod tests {
             // Each timer rounds up to a millisecond.
             assert!(attempt.abs_diff(expected) < Duration::from_millis(20), "{attempt:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_closes_each_connection_at_once_is_asked_less_and_less() {
+        let (_longest, fake) = (longest_delays(), Fake::new());
+        let (connection, _) = fake.connection().await;
+        connection.subscribe(&["a".to_owned()]).await.unwrap();
+        let begun = Instant::now();
+        // It goes on doing so: whoever connects is greeted and subscribed.
+        locked(&fake.0).answers = 2;
+        fake.cut();
+        tokio::time::sleep_until(begun + Duration::from_secs(5)).await;
+        let mut expected = Duration::ZERO;
+        let attempts = fake.attempts();
+        assert_eq!(attempts.len(), 8, "{attempts:?}");
+        for (attempt, delay) in attempts.into_iter().zip([0, 100, 200, 400, 800, 1000, 1000, 1000])
+        {
+            expected += Duration::from_millis(delay);
+            assert!(attempt.abs_diff(expected) < Duration::from_millis(20), "{attempt:?}");
+            expected = attempt + CLOSES_AFTER;
+        }
+        // Once a connection has lasted, the next that is lost is replaced at once.
+        locked(&fake.0).answers = usize::MAX;
+        sleep(LONGEST_DELAY * 3).await;
+        assert_eq!(get(&connection, "x").await.unwrap(), Value::Okay);
+        let before = fake.attempts().len();
+        fake.cut();
+        sleep(Duration::from_millis(10)).await;
+        assert_eq!(fake.attempts().len(), before + 1);
     }
 
     #[tokio::test(start_paused = true)]
