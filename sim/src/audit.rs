@@ -11,6 +11,7 @@ use crate::{
     facts::{Fact, Question, Route, Task, Told},
     scenario::Scenario,
     told,
+    world::BOUND,
 };
 
 impl Client {
@@ -103,8 +104,10 @@ impl Client {
     async fn audit_node(&mut self, node: usize, scenario: &Scenario) {
         // What is kept expires by the clocks of nodes and servers.
         let kept_for = scenario.ttl + self.log.set_back() + scenario.clocks_apart();
-        let is_kept = kept_for > 100_000;
-        let until = self.log.now() + 15_000 + if is_kept { 0 } else { kept_for };
+        let rest = 15_000;
+        // The run may not last until it is gone.
+        let is_kept = self.log.now() + kept_for + rest >= scenario.quiet_at + 2 * BOUND - 5_000;
+        let until = self.log.now() + rest + if is_kept { 0 } else { kept_for };
         loop {
             let request = Request::get("/stats").body(String::new()).unwrap_or_default();
             let reply = self.port.send(node, request).await;
