@@ -98,7 +98,7 @@
 //! | a bound: [`Policy::always`], with [`concurrency`](Policy::concurrency) or [`queue`](Policy::queue), or by `max_running` alone | holds a permit while it is attached; without one it is answered 503. It does not wait in the queue |
 //! | a key: [`idempotent`](Policy::idempotent), and it has a key | 400, problem `cannot-be-a-job` |
 //! | [`idempotency_required`](Policy::idempotency_required), and it has no key | 400, but for safe methods, which are as in the rows above |
-//! | durability: [`durable`](Policy::durable) | 400, problem `cannot-be-a-job`; but `OPTIONS` holds a permit |
+//! | durability: [`durable`](Policy::durable) | 400, problem `cannot-be-a-job`; but `OPTIONS` stays attached, without a permit |
 //!
 //! The permit is released when the response's head is there. It is not held beyond the route's
 //! run-time limit (the answer is 504 then), nor past a request body that stalls (408). A stream or a

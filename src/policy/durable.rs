@@ -16,8 +16,9 @@ impl Policy {
     /// that is written. So the handler must bear to be run again; [`Job::attempt`](crate::Job::attempt)
     /// tells it. A handler that answers, fails or panics has ended its job, and is not run again.
     ///
-    /// A request that [can't be a job](crate#what-is-never-offloaded) is answered 400, but for
-    /// `OPTIONS`, so that preflights work: no header makes a request of this route less than durable.
+    /// A request that [can't be a job](crate#what-is-never-offloaded) is answered 400: no header makes a
+    /// request of this route less than durable. `OPTIONS` stays attached and needs no permit, so that
+    /// preflights are answered while all permits are taken by jobs.
     ///
     /// The request is taken in whole (413 past `max_body_bytes`), and kept with its method, URI, body
     /// and those headers that the builder's [`seal`](crate::OffloadBuilder::seal) leaves. It is run

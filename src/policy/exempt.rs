@@ -9,7 +9,11 @@
 //! | `always` (with `concurrency`, `queue`, or `max_running` alone) | attached with a permit, or 503 |
 //! | idempotent, and the request has a key | 400 |
 //! | `idempotency_required`, no key, and the method is not safe | 400 |
-//! | durable | 400, but for `OPTIONS`: attached with a permit |
+//! | durable | 400, but for `OPTIONS`: attached freely |
+//!
+//! The permits of a durable route are for the jobs that its workers take. A preflight must not wait for
+//! them, and has nothing to do with what the route promises: `OPTIONS` does no work (RFC 9110, section
+//! 9.3.7).
 
 use std::borrow::Cow;
 
@@ -44,11 +48,12 @@ impl Policy {
                 "On this route a request with an Idempotency-Key is a job, which this one cannot be: it is an upgrade, gRPC, CONNECT, HEAD, OPTIONS, or a GET with Range, a condition or Accept: text/event-stream. Send it without one of the two.",
             ));
         }
-        // A preflight has to be answered, and OPTIONS does no work (RFC 9110, section 9.3.7).
-        if self.attempts.is_some() && *request.method() != Method::OPTIONS {
-            return Err(Problem::CANNOT_BE_A_JOB);
+        match self.attempts {
+            Some(_) if *request.method() == Method::OPTIONS => Ok(Attached::Freely),
+            Some(_) => Err(Problem::CANNOT_BE_A_JOB),
+            None if self.is_always() => Ok(Attached::WithPermit),
+            None => Ok(Attached::Freely),
         }
-        Ok(if self.is_always() { Attached::WithPermit } else { Attached::Freely })
     }
 
     /// The request's `Idempotency-Key`, where the policy honours it.
