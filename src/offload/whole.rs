@@ -40,14 +40,46 @@ impl Counted {
         if !state.body_bytes.has_room() {
             return Err(Problem::FULL.with_limit("max_buffered_bytes"));
         }
-        let mut counted = Self { state: Arc::clone(state), bytes: 0 };
+        let mut counted = Self::none(state);
         counted.add(BodyBytes::of_head(head));
         Ok(counted)
+    }
+
+    fn none(state: &Arc<State>) -> Self {
+        Self { state: Arc::clone(state), bytes: 0 }
     }
 
     fn add(&mut self, bytes: usize) {
         self.bytes += bytes;
         self.state.body_bytes.add(bytes);
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.state.body_bytes.remove(bytes);
+    }
+}
+
+/// Bytes that come one after another, and count with all the memory that they take: a vector grows by
+/// doubling, so it may hold twice what is in it.
+struct Growing {
+    data: Vec<u8>,
+    counted: Counted,
+}
+
+impl Growing {
+    fn push(&mut self, more: &[u8]) {
+        let before = self.data.capacity();
+        self.data.extend_from_slice(more);
+        self.counted.add(self.data.capacity() - before);
+    }
+
+    /// All of them, in no more memory than they need: they may wait for long.
+    fn finish(mut self) -> (Bytes, Counted) {
+        let before = self.data.capacity();
+        let data = self.data.into_boxed_slice();
+        self.counted.remove(before - data.len());
+        (data.into(), self.counted)
     }
 }
 
@@ -66,38 +98,37 @@ impl Whole {
     ) -> Result<Self, Problem> {
         let max = state.limits.max_body_bytes;
         let fits = |have: usize, more: u64| more <= max.saturating_sub(have) as u64;
-        let mut counted = Counted { state: Arc::clone(state), bytes: 0 };
-        let mut data = Vec::new();
+        let mut growing = Growing { data: Vec::new(), counted: Counted::none(state) };
         let mut trailers = None;
         if !fits(0, body.size_hint().lower()) {
             return Err(Problem::BODY_TOO_LARGE.with_limit("max_body_bytes"));
         }
         let mut timer = BodyTimer::new(state, Some(state.limits.body_timeout));
-        while let Some(frame) = next(&mut body, &mut timer, data.len()).await? {
+        while let Some(frame) = next(&mut body, &mut timer, growing.data.len()).await? {
             match frame.into_data() {
                 Ok(more) => {
-                    if !fits(data.len(), more.len() as u64) {
+                    if !fits(growing.data.len(), more.len() as u64) {
                         return Err(Problem::BODY_TOO_LARGE.with_limit("max_body_bytes"));
                     }
                     if !state.body_bytes.has_room() {
                         return Err(Problem::FULL.with_limit("max_buffered_bytes"));
                     }
-                    counted.add(more.len());
-                    data.extend_from_slice(&more);
+                    growing.push(&more);
                 }
                 Err(frame) => {
                     trailers = frame.into_trailers().ok();
-                    counted.add(trailers.as_ref().map_or(0, BodyBytes::of_fields));
+                    growing.counted.add(trailers.as_ref().map_or(0, BodyBytes::of_fields));
                 }
             }
         }
-        Ok(Self { data: data.into(), trailers, counted })
+        let (data, counted) = growing.finish();
+        Ok(Self { data, trailers, counted })
     }
 
-    /// One that was kept elsewhere.
-    pub(super) fn kept(data: Bytes, state: &Arc<State>) -> Self {
-        let mut counted = Counted { state: Arc::clone(state), bytes: 0 };
-        counted.add(data.len());
+    /// One that was kept elsewhere, and holds so many bytes of memory.
+    pub(super) fn kept(data: Bytes, bytes: usize, state: &Arc<State>) -> Self {
+        let mut counted = Counted::none(state);
+        counted.add(bytes);
         Self { data, trailers: None, counted }
     }
 
@@ -140,8 +171,8 @@ impl<E> Body for Unread<E> {
     ) -> Poll<Option<Result<Frame<Bytes>, E>>> {
         let whole = &mut self.whole;
         if !whole.data.is_empty() {
-            let counted = &mut whole.counted;
-            counted.state.body_bytes.remove(std::mem::take(&mut counted.bytes));
+            let all = whole.counted.bytes;
+            whole.counted.remove(all);
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut whole.data)))));
         }
         Poll::Ready(whole.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
@@ -153,5 +184,42 @@ impl<E> Body for Unread<E> {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.whole.data.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{run::Limits, store::MemoryStore, wire::Urls};
+
+    fn state() -> Arc<State> {
+        let urls = Urls::new("/jobs", None, Default::default(), false).unwrap();
+        let limits = Limits { max_buffered_bytes: usize::MAX, ..Limits::default() };
+        Arc::new(State::new(Arc::new(MemoryStore::new(1 << 20)), limits, urls, None))
+    }
+
+    proptest! {
+        /// What counts is never less than what is held, and as much at the end as there are bytes.
+        #[test]
+        fn bytes_count_with_the_memory_that_they_take(
+            frames in prop::collection::vec(0..3000_usize, 0..20),
+        ) {
+            let state = state();
+            let mut growing = Growing { data: Vec::new(), counted: Counted::none(&state) };
+            for len in &frames {
+                growing.push(&vec![7; *len]);
+                prop_assert_eq!(state.body_bytes.used(), growing.data.capacity());
+            }
+            let (data, counted) = growing.finish();
+            prop_assert_eq!(data.len(), frames.iter().sum::<usize>());
+            prop_assert_eq!(state.body_bytes.used(), data.len());
+            let held = data.try_into_mut().map(|data: BytesMut| data.capacity());
+            prop_assert!(frames.is_empty() || held.is_ok_and(|held| held == state.body_bytes.used()));
+            drop(counted);
+            prop_assert_eq!(state.body_bytes.used(), 0);
+        }
     }
 }

@@ -187,7 +187,9 @@ fn begin<S, ReqB, ResB>(
         }
     };
     let target = path_of(&head.uri);
-    let future = restored::<_, ReqB>(service, head, Whole::kept(body, &state), state);
+    // The body is a part of the request, and holds all of it.
+    let kept = Whole::kept(body, request.len(), &state);
+    let future = restored::<_, ReqB>(service, head, kept, state);
     Work { future, asked, target, span: Span::current(), run_time }.spawn(registered);
 }
 
