@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    job::{Change, End, Failure, JobId, Record},
+    job::{Change, End, Failure, JobId, Record, Status},
     store::{Inserted, Store, StoreFuture},
 };
 
@@ -135,6 +135,30 @@ fn withdraw(store: &Arc<dyn Store>, id: JobId) -> StoreFuture<()> {
     })
 }
 
+/// Hands a durable job back, so that it is queued again, if this attempt at it still runs.
+///
+/// An attempt that was handed back by a call whose answer was lost may have been followed by another one
+/// in this same process, which a second such call would end. The job is read before each call. That is
+/// enough, although it is not one step with the change: what a call does, it has done when its error is
+/// returned (point 6 of the contract).
+fn hand_back(store: &Arc<dyn Store>, id: JobId, attempt: u16) -> StoreFuture<()> {
+    let store = Arc::clone(store);
+    StoreFuture::new(async move {
+        let is_own = match store.read(id, None).await {
+            Ok(record) => record.is_some_and(|record| {
+                record.status() == Status::Running && record.attempt() == Some(attempt)
+            }),
+            // Whichever attempt it is, a job that cannot be read ends with the change.
+            Err(error) if error.kind() == ErrorKind::Corrupt => true,
+            Err(error) => return Err(error),
+        };
+        if is_own {
+            store.change(id, interrupted()).await?;
+        }
+        Ok(())
+    })
+}
+
 fn interrupted() -> Change {
     Change::Finish(End::Failure(Failure::Interrupted))
 }
@@ -146,9 +170,8 @@ impl Drop for Registered {
         let id = self.record.id();
         match self.record.attempt() {
             None => insist(&self.runtime, admission, id, move |store| withdraw(store, id)),
-            // A durable job is queued again.
-            Some(_) => {
-                insist(&self.runtime, admission, id, move |store| store.change(id, interrupted()))
+            Some(attempt) => {
+                insist(&self.runtime, admission, id, move |store| hand_back(store, id, attempt))
             }
         }
     }
@@ -240,5 +263,111 @@ impl Future for Registering {
         };
         registered.promise()?;
         Poll::Ready(Ok(registered))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Mutex, time::Duration};
+
+    use super::*;
+    use crate::{
+        job::Digest,
+        run::{Lane, Limits},
+        store::{Changed, Fetched, Interest, MemoryStore, Usage},
+        wire::Urls,
+    };
+
+    /// Loses the answers to its first changes that end something, or their effect too.
+    struct Loses {
+        jobs: MemoryStore,
+        left: Mutex<Vec<Lost>>,
+    }
+
+    enum Lost {
+        Answer,
+        Call,
+    }
+
+    impl Store for Loses {
+        fn insert(&self, record: Record, bytes: usize) -> StoreFuture<Inserted> {
+            self.jobs.insert(record, bytes)
+        }
+
+        fn take_back(&self, id: JobId) -> StoreFuture<bool> {
+            self.jobs.take_back(id)
+        }
+
+        fn read(&self, id: JobId, owner: Option<Digest>) -> StoreFuture<Option<Record>> {
+            self.jobs.read(id, owner)
+        }
+
+        fn fetch(
+            &self,
+            id: JobId,
+            owner: Option<Digest>,
+        ) -> StoreFuture<Option<(Record, Option<Fetched>)>> {
+            self.jobs.fetch(id, owner)
+        }
+
+        fn claimed(&self, key: Digest) -> StoreFuture<Option<Record>> {
+            self.jobs.claimed(key)
+        }
+
+        fn change(&self, id: JobId, change: Change) -> StoreFuture<Changed> {
+            let lost = match change {
+                Change::Finish(_) => self.left.lock().unwrap().pop(),
+                _ => None,
+            };
+            match lost {
+                Some(Lost::Answer) => drop(self.jobs.change(id, change)),
+                Some(Lost::Call) => {}
+                None => return self.jobs.change(id, change),
+            }
+            let error = Error::new(ErrorKind::StoreUnavailable, "its answer is lost");
+            StoreFuture::ready(Err(error))
+        }
+
+        fn changed(&self, id: JobId, seen: u32, interest: Interest) -> StoreFuture<()> {
+            self.jobs.changed(id, seen, interest)
+        }
+
+        fn usage(&self) -> StoreFuture<Vec<Usage>> {
+            self.jobs.usage()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn durable_job_is_handed_back_until_the_store_has_it_and_no_later_attempt_is() {
+        for (lost, status, attempt) in [
+            (vec![], Status::Queued, 1),
+            (vec![Lost::Call, Lost::Call], Status::Queued, 1),
+            // Its answer was lost, and before it is made again the job is begun again.
+            (vec![Lost::Answer], Status::Running, 2),
+        ] {
+            let is_begun_again = status == Status::Running;
+            let jobs = MemoryStore::new(1 << 20);
+            let store = Arc::new(Loses { jobs: jobs.clone(), left: Mutex::new(lost) });
+            let urls = Urls::new("/jobs", None, Default::default(), false).unwrap();
+            let state = Arc::new(State::new(store, Limits::default(), urls, None));
+            let lane = Lane::new(&state, state.accounts.open(&Arc::from("test")), Some(1), 0);
+            let id = JobId::random().unwrap();
+            let record = Record::queued(id, crate::system::now(), Duration::from_secs(60));
+            jobs.insert(record.with_attempts(3), 100).await.unwrap();
+            let Changed::Applied(record) = jobs.change(id, Change::Start).await.unwrap() else {
+                panic!("it does not begin");
+            };
+            let place = lane.take().unwrap();
+            drop(Registered::taken(record, Handle::current(), place).unwrap());
+            if is_begun_again {
+                assert!(lane.look().is_err(), "the permit is free before the store has answered");
+                let again = jobs.change(id, Change::Start).await.unwrap();
+                assert!(matches!(again, Changed::Applied(_)));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(lane.look().is_ok(), "the permit is held");
+            let record = jobs.read(id, None).await.unwrap().unwrap();
+            assert_eq!((record.status(), record.attempt()), (status, Some(attempt)));
+        }
     }
 }
