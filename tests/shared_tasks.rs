@@ -24,6 +24,7 @@ use desk::{Boxed, ended, failed, get, job, service};
 use faulty::{Fault, Faulty, Unspeakable};
 use futures_util::FutureExt;
 use http::{Request, Response, request::Parts};
+use http_body_util::BodyExt;
 use support::soon;
 use tokio::{
     task::yield_now,
@@ -239,6 +240,52 @@ async fn request_that_cannot_be_read_fails_its_job_as_corrupt() {
     failed(&app.offload, &format!("/jobs/{id}"), 500, "corrupt").await;
     let good = app.accepted("/durable").await;
     app.succeeds(&good).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_a_store_that_is_away_has_to_let_go_of_are_bounded_by_max_queued() {
+    for (route, all) in [(3, 100), (100, 3)] {
+        // It can be read, and not be written.
+        let store = Faulty::new();
+        let away = || {
+            store.set("enqueue", Fault::Fails(ErrorKind::StoreUnavailable));
+            store.set("take_back", Fault::Fails(ErrorKind::StoreUnavailable));
+        };
+        away();
+        let offload = builder(&store).max_queued(all).build().unwrap();
+        let policies = Policies::otherwise(Policy::never())
+            .at("POST /durable", Policy::always().durable().name("durable").max_queued(route));
+        let app = offload.layer(policies).layer(Router::new());
+        let post = async || {
+            let request = Request::post("/durable").body(Body::empty()).unwrap();
+            let answer = app.clone().oneshot(request).await.unwrap();
+            let status = answer.status().as_u16();
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            (status, problem["limit"].as_str().map(str::to_owned))
+        };
+        for _ in 0..3 {
+            assert_eq!(post().await, (503, None));
+        }
+        for _ in 0..10 {
+            // Each time the store counts anew how many wait.
+            sleep(Duration::from_secs(2)).await;
+            assert_eq!(post().await, (503, Some("max_queued".into())));
+        }
+        assert_eq!(store.calls("enqueue"), 3);
+        // The client of one that is enqueued leaves.
+        store.mend();
+        sleep(LONG).await;
+        store.set("enqueue", Fault::Hangs);
+        store.set("take_back", Fault::Hangs);
+        for _ in 0..3 {
+            assert!(post().now_or_never().is_none());
+        }
+        yield_now().await;
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(post().await, (503, Some("max_queued".into())));
+        assert_eq!((store.calls("enqueue"), store.jobs().jobs()), (6, 0));
+    }
 }
 
 #[tokio::test(start_paused = true)]

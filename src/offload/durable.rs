@@ -48,19 +48,18 @@ impl Deferred {
         let request = request_to_bytes(&head, whole.data()).ok_or_else(|| {
             Refusal::Store(Error::new(ErrorKind::StoreUnavailable, "a request beyond all bounds"))
         })?;
-        let undone = Untold { runtime: runtime()?, of: Some((Arc::clone(&state), record.id())) };
+        let pending = Pending { state: Arc::clone(&state), id: record.id(), reserved };
+        let untold = Untold { runtime: runtime()?, pending: Some(pending) };
         let is_keyed = record.claim().is_some();
         let enqueued = async move {
             // Counted as buffered until the store has the request, also where the client leaves.
             let _taken_in = (counted, whole);
             let outcome_bytes = state.limits.max_outcome_bytes;
             let enqueued = kept(state.store.enqueue(record.clone(), request, outcome_bytes).await);
-            if let Ok(()) | Err(Refusal::Store(_)) = enqueued {
-                reserved.into_iter().for_each(Reserved::enqueued);
-            }
             match enqueued {
-                Err(Refusal::Store(_)) => drop(undone),
-                _ => undone.disarm(),
+                Ok(()) => untold.disarm(true),
+                Err(Refusal::Store(_)) => drop(untold),
+                Err(_) => untold.disarm(false),
             }
             enqueued.map(|()| record)
         };
@@ -79,19 +78,42 @@ impl Deferred {
 /// taken back.
 struct Untold {
     runtime: Handle,
-    of: Option<(Arc<State>, JobId)>,
+    /// `None` once there is nothing to take back.
+    pending: Option<Pending>,
+}
+
+/// What is held until the store has taken the job back. The job counts as one that waits until then, so
+/// that there are not more of these than jobs may wait, however long the store is away and however often
+/// clients try again.
+struct Pending {
+    state: Arc<State>,
+    id: JobId,
+    reserved: [Reserved; 2],
+}
+
+impl Pending {
+    fn end(self, is_enqueued: bool) {
+        if is_enqueued {
+            self.reserved.into_iter().for_each(Reserved::enqueued);
+        }
+    }
 }
 
 impl Untold {
-    fn disarm(mut self) {
-        self.of = None;
+    /// There is nothing to take back: the job is in the store and was told of, or is not there.
+    fn disarm(mut self, is_enqueued: bool) {
+        if let Some(pending) = self.pending.take() {
+            pending.end(is_enqueued);
+        }
     }
 }
 
 impl Drop for Untold {
     fn drop(&mut self) {
-        if let Some((state, id)) = self.of.take() {
-            self.runtime.spawn(undo(state, id));
-        }
+        let Some(pending) = self.pending.take() else { return };
+        self.runtime.spawn(async move {
+            let is_gone = undo(Arc::clone(&pending.state), pending.id).await;
+            pending.end(!is_gone);
+        });
     }
 }

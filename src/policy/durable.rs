@@ -48,7 +48,9 @@ impl Policy {
 
     /// How many jobs of a [durable](Self::durable) route may wait in the store, those of all processes
     /// together. Past that a request is answered 503 with a problem that names `max_queued`; the
-    /// builder's [`max_queued`](crate::OffloadBuilder::max_queued) bounds all routes. Default: 10,000,
+    /// builder's [`max_queued`](crate::OffloadBuilder::max_queued) bounds all routes. A job that the store
+    /// may have, and whose client was answered that it has not, counts until the store has let go of it.
+    /// Default: 10,000,
     /// a tenth of that, so that one route cannot take all the room; with 10 KiB for each request
     /// they are 100 MiB of the store.
     ///

@@ -116,11 +116,12 @@ pub(crate) fn kept(inserted: Result<Inserted, Error>) -> Result<(), Refusal> {
     }
 }
 
-/// Takes back a durable job whose request is told that there is none. If another request was given it
-/// meanwhile, the job is left: the store has all that is needed to run it.
-pub(crate) async fn undo(state: Arc<State>, id: JobId) {
+/// Takes back a durable job whose request is told that there is none, and returns whether it is known to
+/// be gone. If another request was given it meanwhile, the job is left: the store has all that is needed
+/// to run it.
+pub(crate) async fn undo(state: Arc<State>, id: JobId) -> bool {
     let ask = || state.store.take_back(id);
-    let _ = until_done(id, NOT_LET_GO, ask().await, ask).await;
+    until_done(id, NOT_LET_GO, ask().await, ask).await.unwrap_or(false)
 }
 
 /// Takes back a job whose handler only this process has. If another request was given the job
