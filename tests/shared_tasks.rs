@@ -604,6 +604,43 @@ async fn error_whose_text_panics_in_the_log_stops_no_retry() {
     }
 }
 
+/// A subscriber that panics at each event, and counts them.
+struct PanicsAtEvents(Arc<AtomicUsize>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for PanicsAtEvents {
+    fn on_event(&self, _: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        self.0.fetch_add(1, SeqCst);
+        panic!("told to, at an event");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriber_that_panics_ends_no_job_and_no_worker() {
+    use tower_offload::{Record, Store};
+    use tracing_subscriber::layer::SubscriberExt;
+    let events = Arc::new(AtomicUsize::new(0));
+    let panics = PanicsAtEvents(Arc::clone(&events));
+    let _logs = tracing::subscriber::set_default(tracing_subscriber::registry().with(panics));
+    let store = Faulty::new();
+    let app = App::new(builder(&store).max_running(1).build().unwrap());
+    // A request that the worker cannot read, and says so.
+    let id = JobId::random().unwrap();
+    let record = Record::queued(id, std::time::SystemTime::now(), LONG);
+    let record = record.with_policy("durable".into()).with_attempts(3);
+    store.enqueue(record, b"no request".as_slice().into(), 100).await.unwrap();
+    failed(&app.offload, &format!("/jobs/{id}"), 500, "corrupt").await;
+    for path in ["/durable", "/plain", "/durable"] {
+        let job = app.accepted(path).await;
+        app.succeeds(&job).await;
+    }
+    store.set_times("read", Fault::Fails(ErrorKind::StoreUnavailable), 1);
+    let polled = get(&app.offload, &format!("/jobs/{id}")).await;
+    assert_eq!(polled.status(), 503);
+    let stats = app.stats("durable").await;
+    assert_eq!((stats.workers, stats.worker_restarts, stats.running), (1, 0, 0));
+    assert!(events.load(SeqCst) > 6, "{events:?} events");
+}
+
 #[tokio::test(start_paused = true)]
 async fn seal_and_owner_that_panic_leave_nothing_behind() {
     let store = Faulty::new();

@@ -24,7 +24,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("policy", "error job wire"),
     ("run", "caught error system body deadlines job wire store policy"),
     ("offload", "caught error system body deadlines job wire store run policy"),
-    ("status", "error system body job wire store run policy"),
+    ("status", "caught error system body job wire store run policy"),
     ("follow", "error wire"),
     ("desk", "error system body deadlines job wire store run policy offload status follow"),
     ("fuzzing", "error job wire"),
@@ -143,6 +143,29 @@ fn the_table_of_rooms_keeps_its_own_rules() {
     for room in apart {
         assert!(apart.iter().all(|other| !table[room].contains(*other)), "{room}");
     }
+}
+
+/// The app's subscriber may panic, and so may the text of an error: neither may end a task, nor panic in a
+/// drop.
+#[test]
+fn events_are_logged_by_caught_log() {
+    let events =
+        ["error", "warn", "info", "debug", "trace"].map(|level| format!("tracing::{level}!"));
+    let mut wrong = Vec::new();
+    for (path, source) in sources("src") {
+        if is_unit_tests(&path) {
+            continue;
+        }
+        let lines: Vec<_> = source.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            let is_event = events.iter().any(|event| line.contains(event.as_str()));
+            let before = &lines[at.saturating_sub(4)..=at];
+            if is_event && !before.iter().any(|line| line.contains("log(")) {
+                wrong.push(format!("{path}:{}: an event outside of `caught::log`", at + 1));
+            }
+        }
+    }
+    none(&wrong);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use http::{HeaderValue, Response, header};
 
 use crate::{
     body::{ResponseBody, StatusBody},
+    caught::log,
     error::ErrorKind,
     run::{Lane, Refusal},
     wire::{self, Problem},
@@ -17,7 +18,9 @@ pub(super) fn refused(refusal: Refusal, lane: &Lane) -> Response<Bytes> {
         Refusal::Full(limit) => Problem::FULL.with_limit(limit),
         Refusal::Draining => Problem::DRAINING,
         Refusal::Store(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "cannot accept a job");
+            log(|| {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot accept a job")
+            });
             if error.kind() == ErrorKind::Corrupt {
                 // The job that has the claim on the request's key cannot be read: the same request
                 // would find the same again.

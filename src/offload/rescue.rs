@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 use tracing::Span;
 
 use super::watch::Watch;
-use crate::run::Left;
+use crate::{caught::log, run::Left};
 
 /// Where to finish a handler. Made at the call: a drop may be on a plain thread, and in any span.
 #[derive(Debug)]
@@ -32,7 +32,8 @@ impl Rescue {
         let run_time = watch.route.run_time();
         let left = Left { future, asked: watch.take_asked(), span: self.span, run_time };
         if let Err(refusal) = left.finish(watch.lane(), &self.runtime) {
-            tracing::debug!(?refusal, "no place to finish the work of a client that left");
+            // In a drop, where a panic may end the process.
+            log(|| tracing::debug!(?refusal, "no place to finish the work of a client that left"));
             if !was_refused {
                 watch.lane().refuse();
             }

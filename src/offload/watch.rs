@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     body::RequestBody,
+    caught::log,
     deadlines::Deadline,
     error::Error,
     job::{Asked, JobId, Owner, Record, watched_by},
@@ -382,7 +383,7 @@ impl Watch {
         if self.start() == Start::Spawned {
             return Step::Refuse(refusal);
         }
-        tracing::debug!(?refusal, "a slow request stays attached");
+        log(|| tracing::debug!(?refusal, "a slow request stays attached"));
         self.lane().refuse();
         Step::Next(self.attached())
     }

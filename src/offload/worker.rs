@@ -181,8 +181,10 @@ fn begin<S, ReqB, ResB>(
     let (head, body) = match request_from_bytes(request) {
         Ok(request) => request.into_parts(),
         Err(error) => {
-            let error = &error as &dyn std::error::Error;
-            tracing::error!(job = %id, error, "the request of a durable job cannot be read");
+            log(|| {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(job = %id, error, "the request of a durable job cannot be read");
+            });
             return registered.end(Change::Finish(End::Failure(Failure::Corrupt)));
         }
     };

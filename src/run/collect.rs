@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 use tokio::task::coop::poll_proceed;
 
 use crate::{
+    caught::log,
     error::BoxError,
     job::{End, Failure, JobId, OutcomeWriter},
     wire,
@@ -43,7 +44,9 @@ impl<B: Body> Collect<B> {
         let (mut head, body) = response.into_parts();
         // An interim response (RFC 9110, section 15.2) is no answer, and no server sends it as one.
         if head.status.is_informational() {
-            tracing::error!(job = %id, status = %head.status, "the service answered with an interim response");
+            log(
+                || tracing::error!(job = %id, status = %head.status, "the service answered with an interim response"),
+            );
             return Err(Failure::ServiceError);
         }
         wire::prepare(&mut head, target);
@@ -90,7 +93,9 @@ where
                 Some(Ok(Err(failure))) => return Poll::Ready(End::Failure(failure)),
                 Some(Err(error)) => {
                     let error: BoxError = error.into();
-                    tracing::error!(job = %this.id, error = &*error as &dyn std::error::Error, "the response's body broke off");
+                    log(
+                        || tracing::error!(job = %this.id, error = &*error as &dyn std::error::Error, "the response's body broke off"),
+                    );
                     return Poll::Ready(End::Failure(Failure::ServiceError));
                 }
             }

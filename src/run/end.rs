@@ -85,6 +85,6 @@ pub(super) async fn end_as_corrupt(state: &State, id: JobId) {
 
 fn told(id: JobId, changed: &Changed) {
     if let Changed::Applied(record) = changed {
-        tracing::debug!(job = %id, status = ?record.status(), "ended");
+        log(|| tracing::debug!(job = %id, status = ?record.status(), "ended"));
     }
 }

@@ -77,7 +77,9 @@ where
                 },
                 Err(error) => {
                     let error: BoxError = error.into();
-                    tracing::error!(job = %this.id, error = &*error as &dyn std::error::Error, "the service failed");
+                    log(
+                        || tracing::error!(job = %this.id, error = &*error as &dyn std::error::Error, "the service failed"),
+                    );
                     return Poll::Ready(End::Failure(Failure::ServiceError));
                 }
             }

@@ -34,6 +34,7 @@ use super::{
     turn::begin,
 };
 use crate::{
+    caught::log,
     error::BoxError,
     job::{Asked, Change, End, Failure, JobId, Status},
 };
@@ -191,7 +192,8 @@ impl<F, B> Task<F, B> {
 
     fn tell(self: Pin<&Self>) {
         if let Some(Unfinished { admission: Some(admission), .. }) = &self.unfinished {
-            tracing::debug!(job = %self.id, policy = &**admission.lane().name(), "detached");
+            let policy = &**admission.lane().name();
+            log(|| tracing::debug!(job = %self.id, policy, "detached"));
         }
     }
 

@@ -17,6 +17,7 @@ use tower_service::Service;
 
 use crate::{
     body::{ResponseBody, StatusBody},
+    caught::log,
     error::{Error, ErrorKind},
     job::{Change, Digest, JobId, Record, Status},
     run::{RETRY_AFTER, State},
@@ -290,7 +291,10 @@ fn problem(problem: Problem) -> Response<StatusBody> {
 
 /// A failure of the monitor, never to be taken for one of the work.
 fn store_failed(error: Error) -> Response<StatusBody> {
-    tracing::warn!(error = &error as &dyn std::error::Error, "the store does not answer a poll");
+    log(|| {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, "the store does not answer a poll");
+    });
     // What is damaged stays so: nobody is asked to come back for it.
     bytes(match error.kind() {
         ErrorKind::Corrupt => wire::problem_answer(Problem::CORRUPT, None),
