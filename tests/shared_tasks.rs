@@ -229,6 +229,32 @@ async fn jobs_that_the_store_cannot_read_do_not_delay_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn store_that_gives_no_job_over_and_over_is_asked_less_and_less() {
+    for corrupt in [false, true] {
+        let store = Faulty::new();
+        let app = App::new(builder(&store).build().unwrap());
+        if corrupt {
+            store.set("take", Fault::Fails(ErrorKind::Corrupt));
+        }
+        store.always_arrives(true);
+        sleep(LONG).await;
+        let calls = store.calls("take");
+        // Without a backoff there are 6,000.
+        assert!((60..200).contains(&calls), "{calls} in a minute");
+        store.mend();
+        store.always_arrives(false);
+        let begun = Instant::now();
+        app.succeeds(&app.accepted("/durable").await).await;
+        assert!(begun.elapsed() <= Duration::from_secs(1), "{:?}", begun.elapsed());
+        // It begins anew after a job.
+        let calls = store.calls("take");
+        store.always_arrives(true);
+        sleep(Duration::from_millis(95)).await;
+        assert!(store.calls("take") >= calls + 9, "{}", store.calls("take") - calls);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn request_that_cannot_be_read_fails_its_job_as_corrupt() {
     use tower_offload::{Record, Store};
     let store = Faulty::new();

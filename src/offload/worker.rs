@@ -31,10 +31,16 @@ use crate::{
     run::{Backoff, Durable, Place, Registered, State, StopReason, Work},
 };
 
-/// The pause after a look that found nothing, though the store said that there may be something:
-/// a store that says so again and again must not keep a permit from others. It is also the pause
-/// after a job that the store could not read.
+/// The first pause after a look that found nothing, though the store said that there may be something:
+/// a store that says so again and again must not keep a permit from others. It is also the first pause
+/// after a job that the store could not read, which others need not wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// The longest such pause.
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(1);
+
+/// An arrival that took so long was not made up: another process may have been faster.
+const ARRIVED: Duration = Duration::from_millis(100);
 
 /// A worker that has run for so long before it panicked is started again at once, or nearly.
 const STEADY: Duration = Duration::from_secs(60);
@@ -85,6 +91,21 @@ where
     reason
 }
 
+/// Looks at the store, one after another, of which none has found a job.
+#[derive(Default)]
+struct Fruitless {
+    since: Option<Instant>,
+}
+
+impl Fruitless {
+    /// Pauses for a tenth of the time for which nothing was found, within the limits above. So a job
+    /// waits hardly longer than it did already, and a store that goes on like this costs little.
+    async fn wait(&mut self) {
+        let since = self.since.get_or_insert_with(Instant::now);
+        sleep((since.elapsed() / 10).clamp(LOOK_AGAIN, LOOK_AGAIN_MAX)).await;
+    }
+}
+
 struct Worker<'a, S> {
     state: &'a Arc<State>,
     name: &'a Arc<str>,
@@ -101,9 +122,9 @@ impl<S> Worker<'_, S> {
         ReqB: RequestBody,
         ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
-        let mut backoff = Backoff::new();
+        let (mut backoff, mut fruitless) = (Backoff::new(), Fruitless::default());
         loop {
-            let failed = match self.step::<ReqB, ResB>().await {
+            let failed = match self.step::<ReqB, ResB>(&mut fruitless).await {
                 Ok(Ok(())) => {
                     backoff = Backoff::new();
                     continue;
@@ -118,7 +139,7 @@ impl<S> Worker<'_, S> {
             let paused = match failed.kind() {
                 ErrorKind::Config => return StopReason::Store(failed),
                 // One job is damaged, which the others need not wait for.
-                ErrorKind::Corrupt => self.route.while_served(sleep(LOOK_AGAIN)).await,
+                ErrorKind::Corrupt => self.route.while_served(fruitless.wait()).await,
                 _ => self.route.while_served(backoff.wait()).await,
             };
             if let Err(reason) = paused {
@@ -128,7 +149,10 @@ impl<S> Worker<'_, S> {
     }
 
     /// Waits for a job, and begins it. The error of a store that fails is within.
-    async fn step<ReqB, ResB>(&mut self) -> Result<Result<(), Error>, StopReason>
+    async fn step<ReqB, ResB>(
+        &mut self,
+        fruitless: &mut Fruitless,
+    ) -> Result<Result<(), Error>, StopReason>
     where
         S: Service<Request<ReqB>, Response = Response<ResB>> + Clone + Send + 'static,
         S::Error: Into<BoxError> + Send + 'static,
@@ -137,9 +161,13 @@ impl<S> Worker<'_, S> {
         ResB: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         let (store, route) = (&self.state.store, self.route);
+        let asked = Instant::now();
         // No permit is held while there is nothing to do.
         if let Err(error) = route.while_served(store.arrival(Arc::clone(self.name))).await? {
             return Ok(Err(error));
+        }
+        if asked.elapsed() >= ARRIVED {
+            *fruitless = Fruitless::default();
         }
         // Before a job is taken: a panic here harms none.
         let service = self.service.clone();
@@ -148,11 +176,12 @@ impl<S> Worker<'_, S> {
         let take = async { store.take(Arc::clone(self.name)).await };
         match route.while_served(take).await? {
             Ok(Some((record, request))) => {
+                *fruitless = Fruitless::default();
                 begin::<_, ReqB, _>(place, record, &request, route.run_time, service);
             }
             Ok(None) => {
                 drop(place);
-                route.while_served(sleep(LOOK_AGAIN)).await?;
+                route.while_served(fruitless.wait()).await?;
             }
             Err(error) => return Ok(Err(error)),
         }

@@ -50,6 +50,8 @@ struct Inner {
     calls: Mutex<BTreeMap<&'static str, usize>>,
     /// The next call of `changed` is answered at once.
     early: AtomicBool,
+    /// Each call of `arrival` is answered at once.
+    arrives: AtomicBool,
 }
 
 /// An error whose text panics.
@@ -81,6 +83,7 @@ impl Faulty {
             faults: Mutex::default(),
             calls: Mutex::default(),
             early: AtomicBool::new(false),
+            arrives: AtomicBool::new(false),
         }))
     }
 
@@ -102,6 +105,12 @@ impl Faulty {
     /// The next call of `changed` is answered at once, as it may be.
     pub fn resolve_early(&self) {
         self.0.early.store(true, SeqCst);
+    }
+
+    /// From now on `arrival` says at once that there may be a job, whether there is one or not.
+    pub fn always_arrives(&self, always: bool) {
+        self.0.arrives.store(always, SeqCst);
+        self.0.arrived.send_replace(());
     }
 
     /// How often the call was made.
@@ -266,7 +275,7 @@ impl Store for Faulty {
         let store = self.clone();
         self.call("arrival", move |inner| async move {
             let mut arrived = inner.arrived.subscribe();
-            while inner.first(&policy).is_none() {
+            while !inner.arrives.load(SeqCst) && inner.first(&policy).is_none() {
                 let _ = arrived.changed().await;
                 // Each look takes as long as the first.
                 if let Some(Fault::Takes(time)) = store.fault("arrival") {
