@@ -45,10 +45,11 @@ impl Offload {
     ///
     /// Each route has a worker of its own. What this returns resolves when all of them have stopped,
     /// and tells why; it may be dropped, and they go on. A panic of
-    /// [`restore`](crate::OffloadBuilder::restore) or of the handler ends its own job, as failed. One
-    /// of the store, or of a clone of the service, on a worker's task is logged as an error, and the
-    /// worker is started again: after 100 ms, and twice as long each time, up to 10 s.
-    /// [`stats`](Self::stats) counts both.
+    /// [`restore`](crate::OffloadBuilder::restore) or of the handler ends its own job, as failed. A panic
+    /// of the store fails that one call: it is logged, and the worker asks again after a pause, as after
+    /// any error of the store. If a clone of `service` panics, that is logged as an error, and the worker
+    /// is started again. Both pauses begin with 100 ms and double each time, up to 10 s. [`stats`](Self::stats)
+    /// counts the workers that run, and how often one was started again.
     ///
     /// ```no_run
     /// # async fn run(store: impl tower_offload::Store) -> std::io::Result<()> {

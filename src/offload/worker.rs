@@ -7,8 +7,8 @@
 //! ```
 //!
 //! What is the app's own and belongs to one job (`restore`, its body's type, the handler) runs in that
-//! job's task. What is left here, the store and the clone of the service, may panic all the same: the
-//! worker is started again then, after a pause.
+//! job's task. A panic of the store is an error of its call (`store/guarded.rs`). A clone of the service
+//! may panic here all the same: the worker is started again then, after a pause.
 
 use std::{sync::Arc, time::Duration};
 

@@ -115,8 +115,8 @@ pub struct PolicyStats {
     /// Workers of a [durable](crate::Policy::durable) policy that run in this process: one for each
     /// call of [`serve_durable`](crate::Offload::serve_durable), until it stops.
     pub workers: usize,
-    /// How often a worker was started again since the process began, because a store or a service
-    /// panicked on its task.
+    /// How often a worker was started again since the process began, because a clone of its service
+    /// panicked. A store that panics fails one call, and restarts no worker.
     pub worker_restarts: u64,
 }
 
