@@ -82,12 +82,20 @@
 //! # What is never offloaded
 //!
 //! `CONNECT`, upgrades (with `Connection: upgrade`; RFC 9110, section 7.8), gRPC, `HEAD` and
-//! `OPTIONS`; a `GET` with `Range` or a condition, or that accepts `text/event-stream`; anything below the status path; what an outer layer of the same
-//! [`Offload`] watches already, with no other one's layer between the two; and a request whose body
-//! is not over on the wire. hyper ties that body to its connection, and a handler that went on
-//! reading after the 202 could be fed the bytes of the next request. When the budget runs out first,
-//! the layer drains the body into a bounded buffer; over the bound the request stays attached until
-//! its handler has read it.
+//! `OPTIONS`; a `GET` with `Range` or a condition, or that accepts `text/event-stream`; a request for
+//! the status service; what an outer layer of the same [`Offload`] watches already, with no other one's
+//! layer between the two; and a request whose body is not over on the wire. hyper ties that body to its
+//! connection, and a handler that went on reading after the 202 could be fed the bytes of the next
+//! request. When the budget runs out first, the layer drains the body into a bounded buffer; over the
+//! bound the request stays attached until its handler has read it.
+//!
+//! A request for the status service is one at the status path or below it. **It passes by all that a
+//! policy promises.** A layer inside nested routers sees a path without its prefix, but axum notes the
+//! whole path, and that counts (feature `original-uri`). Where the whole path is not known (without the
+//! feature, around the outermost router, or with a router other than axum's), a path counts too that only
+//! ends like that of a job: it begins with the last segments of the status path, and names a job. With
+//! the status path `/api/jobs` that is `/jobs/` and 32 hexadecimal digits, with a method that the status
+//! service answers: `GET`, `HEAD`, `DELETE` or `OPTIONS`. Give your own handlers no such path there.
 //!
 //! No header that a client chooses switches off what a policy promises. A request that can't be a job
 //! for its method or headers is treated so:
@@ -103,8 +111,10 @@
 //! The permit is released when the response's head is there. It is not held beyond the route's
 //! run-time limit (the answer is 504 then), nor past a request body that stalls (408). A stream or a
 //! tunnel that comes after the head holds none, since a client that reads slowly would block the route:
-//! bound it in the handler. A CORS preflight holds a permit too, so put the CORS layer outside of this
-//! one. Requests that come in through an outer layer of the same [`Offload`] which watches them have
+//! bound it in the handler.
+//!
+//! On a route that promises a bound a CORS preflight holds a permit too, so put the CORS layer outside of
+//! this one. Requests that come in through an outer layer of the same [`Offload`] which watches them have
 //! what *that* one's policy promises.
 //!
 //! # Handlers that block their thread
@@ -119,6 +129,7 @@
 //! | feature | default | what it gives |
 //! |---|---|---|
 //! | `axum` | yes | [`ResponseBody`] and [`RequestBody`] for `axum::body::Body`, [`Job`] as an extractor; needs `axum-core` only |
+//! | `original-uri` | yes | the layer knows the whole path of a request inside of axum's `nest` from `axum::extract::OriginalUri`, and takes no path of the app for a status path; needs `axum`, without its default features |
 //! | `conformance` | no | `store::conformance`, the suite that every [`Store`] passes |
 
 #![deny(missing_docs)]

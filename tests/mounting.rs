@@ -31,7 +31,8 @@ use support::{
 };
 use tokio::net::TcpStream;
 use tower::{
-    Layer, Service, ServiceBuilder, limit::ConcurrencyLimitLayer, make::Shared, service_fn,
+    Layer, Service, ServiceBuilder, ServiceExt as _, limit::ConcurrencyLimitLayer, make::Shared,
+    service_fn,
 };
 use tower_http::timeout::TimeoutLayer;
 use tower_offload::{Offload, Policies, Policy, ResponseBody};
@@ -182,6 +183,39 @@ async fn routes_of_the_app_that_look_like_status_paths_are_offloaded() {
     let server = Server::axum(app).await;
     walk(&origin(&server), "/jobs/7", "/api/jobs", &mut calls).await;
     walk(&origin(&server), "/api/jobsx/7", "/api/jobs", &mut calls).await;
+}
+
+/// axum notes the whole path, so that no path of the app inside of `nest` is taken for a status path.
+#[tokio::test]
+async fn routes_inside_of_nest_that_look_like_status_paths_are_offloaded() {
+    let id = "0123456789abcdef0123456789abcdef";
+    for (status, route, path) in [
+        ("/jobs", "/jobs/{id}/run", format!("/api/v1/jobs/{id}/run")),
+        ("/jobs", "/jobs/{id}", format!("/api/v1/jobs/{id}")),
+        ("/jobs", "/jobs", "/api/v1/jobs".into()),
+        ("/api/jobs", "/jobs/{id}", format!("/api/v1/jobs/{id}")),
+        ("/api/jobs", "/jobs/{id}/result", format!("/api/v1/jobs/{id}/result")),
+    ] {
+        for policy in [Policy::always(), Policy::always().queue(1)] {
+            let offload = Offload::new(status);
+            let (gated, mut calls) = gated();
+            let layer = offload.layer(policy);
+            // Around the route, and around the router that is nested.
+            for inner in [
+                Router::new().route(route, gated.route().layer(layer.clone())),
+                Router::new().route(route, gated.route()).layer(layer),
+            ] {
+                let app = Router::new().nest("/api/v1", inner);
+                for method in ["GET", "POST", "DELETE"] {
+                    let request = Request::builder().method(method).uri(&path);
+                    let request = request.body(Body::empty()).unwrap();
+                    let answer = soon("the 202", app.clone().oneshot(request)).await.unwrap();
+                    assert_eq!(answer.status(), 202, "{method} {path} beside {status}");
+                    calls.next().await.answer("own");
+                }
+            }
+        }
+    }
 }
 
 /// A router, its status service inside, for a layer around it.

@@ -41,7 +41,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
-use tower_offload::{Offload, OffloadBuilder, Policies, Policy};
+use tower_offload::{JobId, Offload, OffloadBuilder, Policies, Policy};
 
 const BUDGET: Duration = Duration::from_millis(50);
 
@@ -706,6 +706,65 @@ async fn polls_need_no_permit() {
     let held = route.attached(EXEMPT[5].request(&[])).await;
     for method in ["HEAD", "OPTIONS", "GET"] {
         let poll = http::Request::builder().method(method).uri("/jobs/x").header("range", "x");
+        let poll = route.attached(poll.body(Body::empty()).unwrap()).await;
+        route.answers(poll).await;
+    }
+    route.answers(held).await;
+}
+
+/// Inside nested routers a layer sees only the end of a path, so a path of the app may look like the URL
+/// of a job. With a method that the status service does not answer, it is none.
+#[tokio::test]
+async fn path_like_that_of_a_job_switches_no_guarantee_off() {
+    let builder = || Offload::builder("/api/jobs");
+    let id = JobId::random().unwrap();
+    for path in [format!("/jobs/{id}"), format!("/jobs/{id}/status"), format!("/jobs/{id}/result")]
+    {
+        for method in ["POST", "PUT", "PATCH"] {
+            let request = || http::Request::builder().method(method).uri(&path);
+            let plain = || request().body(Body::empty()).unwrap();
+            let grpc = request().header("content-type", "application/grpc");
+
+            let mut route = Bounded::new(builder(), Policy::always().concurrency(1));
+            assert_eq!(soon("the 202", route.send(plain())).await.unwrap().status(), 202);
+            let running = route.calls.next().await;
+            route.is_full(plain(), "concurrency").await;
+            route.is_full(grpc.body(Body::empty()).unwrap(), "concurrency").await;
+            running.answer("own");
+
+            let mut route = Bounded::new(builder(), Policy::always().concurrency(1).queue(1));
+            for _ in 0..2 {
+                assert_eq!(soon("the 202", route.send(plain())).await.unwrap().status(), 202);
+            }
+            let _running = route.calls.next().await;
+            route.is_full(plain(), "queue").await;
+
+            let mut route = Bounded::new(builder(), Policy::always().idempotency_required());
+            route.is_bad(plain(), "idempotency-key-missing").await;
+
+            let mut route = Bounded::new(builder(), Policy::always().durable());
+            assert_eq!(soon("the 202", route.send(plain())).await.unwrap().status(), 202);
+            assert!(route.calls.is_empty(), "it was run without a worker");
+
+            let route = Bounded::new(builder(), Policy::after(BUDGET));
+            assert_eq!(soon("the 202", route.send(plain())).await.unwrap().status(), 202);
+
+            let layer = builder().owner(|_| None).build().unwrap().layer(Policy::always());
+            let service = layer.layer(Router::new().fallback(async || "own"));
+            assert_eq!(service.oneshot(plain()).await.unwrap().status(), 401);
+        }
+    }
+}
+
+/// Where the whole path is not known, the layer cannot tell a poll inside nested routers from a `GET` of
+/// the app whose path ends like the URL of a job.
+#[tokio::test]
+async fn polls_inside_nested_routers_need_no_permit() {
+    let mut route = Bounded::new(Offload::builder("/api/jobs"), Policy::always().concurrency(1));
+    let held = route.attached(EXEMPT[5].request(&[])).await;
+    for method in ["HEAD", "OPTIONS", "GET", "DELETE"] {
+        let path = format!("/jobs/{}", JobId::random().unwrap());
+        let poll = http::Request::builder().method(method).uri(path);
         let poll = route.attached(poll.body(Body::empty()).unwrap()).await;
         route.answers(poll).await;
     }

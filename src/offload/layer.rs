@@ -100,10 +100,20 @@ impl Route {
         match (Head::of(request), self.usual) {
             (Head::Exempt, _) if self.policy.promises_nothing() => FirstLook::Through,
             (Head::Plain, Usual::Through) => FirstLook::Through,
-            (Head::Plain, Usual::Watched) => FirstLook::Watched(Stage::Started),
-            (Head::Plain, Usual::Spawned) => FirstLook::Watched(Stage::Unbegun),
+            // What looks like a poll is asked for its method, which a watch does not have.
+            (Head::Plain, Usual::Watched) if !self.ends_like_a_poll(request) => {
+                FirstLook::Watched(Stage::Started)
+            }
+            (Head::Plain, Usual::Spawned) if !self.state.urls.is_status_path(path(request)) => {
+                FirstLook::Watched(Stage::Unbegun)
+            }
             (head, _) => FirstLook::Asked(head),
         }
+    }
+
+    #[inline]
+    fn ends_like_a_poll<B>(&self, request: &Request<B>) -> bool {
+        self.state.urls.is_end_of_status_path(path(request))
     }
 
     /// How long a job may run.
@@ -116,6 +126,11 @@ impl Route {
     pub(super) fn ttl(&self) -> Duration {
         self.policy.kept_for().unwrap_or(self.state.limits.ttl)
     }
+}
+
+#[inline]
+fn path<B>(request: &Request<B>) -> &str {
+    request.uri().path()
 }
 
 impl OffloadLayer {

@@ -17,6 +17,7 @@ mod stage;
 mod upload;
 mod watch;
 mod whole;
+mod whole_path;
 mod worker;
 
 pub use future::ResponseFuture;

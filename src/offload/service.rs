@@ -22,6 +22,7 @@ use super::{
     layer::{FirstLook, Route, Shared},
     rescue::Rescue,
     watch::{Watch, target_of},
+    whole_path::whole_path,
 };
 use crate::{
     body::{RequestBody, ResponseBody},
@@ -99,7 +100,11 @@ impl<S> OffloadService<S> {
 
 /// Whether this is a request for the status service, or one that an outer layer watches already.
 fn is_seen_to<B>(state: &Arc<State>, request: &Request<B>) -> bool {
-    state.urls.is_status_path(request.uri().path())
+    let (method, path) = (request.method(), request.uri().path());
+    // Hardly any path looks like one, so that the whole path is seldom looked up.
+    let is_poll = state.urls.is_status_path(path)
+        && state.urls.is_status_request(method, path, whole_path(request));
+    is_poll
         || watched_by(state.identity())
         || request.extensions().get() == Some(&RunAgain(state.identity()))
 }

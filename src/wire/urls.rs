@@ -1,5 +1,7 @@
 //! The URLs of a job: how they are made, and how a request's path is read back.
 
+use http::Method;
+
 use crate::{error::Error, job::JobId};
 
 /// Which URL of a job the `Location` of a 202 names.
@@ -80,11 +82,45 @@ impl Urls {
         path.strip_prefix(&*self.path)?.strip_prefix('/')
     }
 
-    /// Whether a request for this path is one for the status service: by its whole path, or, where
-    /// a layer inside nested routers sees only the end of it (axum strips a prefix for each
-    /// `nest`), by the last segments of the status path with the id of a job behind them.
+    /// Whether this is a request for the status service. `path` is what the layer sees, `whole` the path
+    /// before routers stripped prefixes of it, where that is known.
+    ///
+    /// Where it is not known, a path that only ends like a status path counts with those methods alone
+    /// that the service answers: what is taken for a poll passes by all that a policy promises.
+    pub(crate) fn is_status_request(
+        &self,
+        method: &Method,
+        path: &str,
+        whole: Option<&str>,
+    ) -> bool {
+        let is_answered =
+            || matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS);
+        match whole {
+            Some(whole) => self.is_at_or_below(whole),
+            None => {
+                self.is_at_or_below(path) || (is_answered() && self.is_end_of_status_path(path))
+            }
+        }
+    }
+
+    /// Whether this may be the path of a request for the status service: it is the status path or below
+    /// it, or, where a layer inside nested routers sees only the end of it (axum strips a prefix for
+    /// each `nest`), it begins with the last segments of the status path, with the id of a job behind
+    /// them.
     pub(crate) fn is_status_path(&self, path: &str) -> bool {
-        path == &*self.path || self.below(path).is_some() || job_below(path, self.ends()).is_some()
+        self.is_at_or_below(path) || self.is_end_of_status_path(path)
+    }
+
+    /// Whether this is the status path, or below it, without any prefix stripped.
+    pub(crate) fn is_at_or_below(&self, path: &str) -> bool {
+        path == &*self.path || self.below(path).is_some()
+    }
+
+    /// Whether the path names a job below the last segments of the status path. It is asked for each
+    /// request that is watched, and looks at two bytes of most paths.
+    #[inline]
+    pub(crate) fn is_end_of_status_path(&self, path: &str) -> bool {
+        ends_like_a_job(path) && job_below(path, self.ends()).is_some()
     }
 
     /// Reads the path of a request to the status service. A plain hyper service sees all of it, a
@@ -97,6 +133,18 @@ impl Urls {
     fn ends(&self) -> impl Iterator<Item = &str> {
         self.ends.iter().map(|at| &self.path[*at..])
     }
+}
+
+/// Whether a slash stands where it does in the URL of a job, counted from the end: before 32 digits, or
+/// before those and `/status` or `/result`.
+#[inline]
+fn ends_like_a_job(path: &str) -> bool {
+    const ID: usize = "/00000000000000000000000000000000".len();
+    const MORE: usize = ID + "/status".len();
+    let has_slash = |from_end: usize| {
+        path.len().checked_sub(from_end).is_some_and(|at| path.as_bytes()[at] == b'/')
+    };
+    has_slash(ID) || has_slash(MORE)
 }
 
 /// The job that `path` names below one of these.
@@ -336,6 +384,33 @@ mod tests {
         }
         for path in ["/jobs/7", "/reports", "/api/jobsx", "/api", "/"] {
             assert!(!urls.is_status_path(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn path_that_ends_like_a_status_path_counts_with_methods_of_the_service_only() {
+        let urls = urls("/api/jobs");
+        let id = JobId::random().unwrap();
+        let (whole, end) = (format!("/api/jobs/{id}"), format!("/jobs/{id}"));
+        for (method, is_answered) in [
+            ("GET", true),
+            ("HEAD", true),
+            ("DELETE", true),
+            ("OPTIONS", true),
+            ("POST", false),
+            ("PUT", false),
+            ("PATCH", false),
+            ("QUERY", false),
+            ("get", false),
+        ] {
+            let method = method.parse().unwrap();
+            assert!(urls.is_status_request(&method, &whole, None), "{method}");
+            assert!(urls.is_status_request(&method, "/api/jobs", None), "{method}");
+            assert_eq!(urls.is_status_request(&method, &end, None), is_answered, "{method}");
+            // Where the whole path is known, it alone counts.
+            assert!(urls.is_status_request(&method, &end, Some(&whole)), "{method}");
+            assert!(!urls.is_status_request(&method, &end, Some(&end)), "{method}");
+            assert!(!urls.is_status_request(&method, &whole, Some("/x/api/jobs/1")), "{method}");
         }
     }
 }
