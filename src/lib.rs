@@ -117,11 +117,20 @@
 //! this one. Requests that come in through an outer layer of the same [`Offload`] which watches them have
 //! what *that* one's policy promises.
 //!
+//! One thing a client decides by its body: an [`always`](Policy::always) route without a
+//! [`queue`](Policy::queue) begins a handler while the request's body arrives, if a permit is free at
+//! that moment, and takes the permit when the body is over, since a client that stalls would hold it. If
+//! none is free then, the handler is dropped and the answer is 503. So `concurrency` does not bound what
+//! a handler does before its body is over, and a client that holds its body back can have that done more
+//! often. With a queue, or on a durable route, no handler begins before its body is there and its permit
+//! is taken.
+//!
 //! # Handlers that block their thread
 //!
 //! A handler that computes for a second without awaiting can't be answered for meanwhile: nobody
 //! polls the clock on its thread, and no middleware can change that. Move such work into
-//! [`tokio::task::spawn_blocking`], as tokio asks for anyway. [`Policy::always`] is the exception:
+//! [`tokio::task::spawn_blocking`], as tokio asks for anyway. [`Policy::always`] is the exception where
+//! the request's body is over when the handler is called, or the route has a [`queue`](Policy::queue):
 //! such a request is answered before its handler is begun.
 //!
 //! # Features

@@ -125,9 +125,12 @@ impl Policy {
         Self::new(When::After(nonzero(budget, "a budget of zero: use Policy::always()")))
     }
 
-    /// Offload every request at once. Where there is no room for another job, answer 503; so also for
-    /// a request that [can't be a job](crate#what-is-never-offloaded), which holds a permit while it
-    /// is attached.
+    /// Offload every request at once, or when its body is over. Where there is no room for another job,
+    /// answer 503; so also for a request that [can't be a job](crate#what-is-never-offloaded), which
+    /// holds a permit while it is attached.
+    ///
+    /// Without a [queue](Self::queue) the handler begins while the request's body arrives, before it has
+    /// a permit: see [`concurrency`](Self::concurrency).
     pub fn always() -> Self {
         Self::new(When::Always)
     }
