@@ -119,6 +119,7 @@ enum Flaw {
     TakesOnce,
     TakesWhatIsOver,
     ReadsThenTakes,
+    LosesDroppedTakes,
     MissesArrivals,
     ArrivesAlways,
     CountsNoneThatWait,
@@ -197,6 +198,7 @@ mod a_flaw_is_found {
         TakesOnce in what_is_lost_is_taken_again_so_often;
         TakesBackWhatIsTakenAgain in a_claim_of_what_is_taken_again_is_not_taken_back;
         TakesWhatIsOver in what_was_canceled_or_taken_back_is_not_taken;
+        LosesDroppedTakes in a_take_that_is_dropped_loses_no_job;
         ReadsThenTakes in of_racing_takers_one_has_each_job;
         MissesArrivals in an_arrival_is_seen_and_none_is_made_up;
         ArrivesAlways in an_arrival_is_seen_and_none_is_made_up;
@@ -391,6 +393,9 @@ impl Inner {
                 }
                 Status::Queued => {
                     if let Changed::Applied(record) = self.change(id, Change::Start).await? {
+                        if self.has(Flaw::LosesDroppedTakes) {
+                            yield_now().await;
+                        }
                         return Ok(Some((record, request)));
                     }
                 }

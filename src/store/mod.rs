@@ -141,6 +141,11 @@ pub trait Store: Send + Sync + 'static {
     /// [`Change::Start`], and its request. From now on it is this process's, and when that is lost,
     /// the store queues the job again, or ends it, as [`Record::apply`] does for
     /// [`Failure::NodeLost`](crate::Failure::NodeLost).
+    ///
+    /// A future that is dropped before it gave its answer loses no job: nobody would run what the call has
+    /// begun, so the store hands it back by itself, as [`Change::Finish`] with
+    /// [`Failure::Interrupted`](crate::Failure::Interrupted) would, also where the answer was there
+    /// already and was not polled for. Then another call gives the job. Its attempt may be spent.
     fn take(&self, policy: Arc<str>) -> StoreFuture<Option<(Record, Bytes)>> {
         let _ = policy;
         StoreFuture::ready(Err(no_requests()))

@@ -1,6 +1,13 @@
 //! Jobs that are kept with their requests, where a store [keeps them](Store::keeps_requests).
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::task::yield_now;
@@ -149,6 +156,48 @@ pub(super) async fn what_was_canceled_or_taken_back_is_not_taken<S: Store>(check
     check.that(check.take("a").await.is_none(), "what is over is taken");
     let free = check.claimed(key).await;
     check.that(free.is_none(), "canceled before it was begun, it has its claim");
+}
+
+/// However often it is polled before it is dropped, and however far the store is by then.
+pub(super) async fn a_take_that_is_dropped_loses_no_job<S: Store>(check: &Check<S>) {
+    const TAKES: u16 = 20;
+    if !check.there.keeps_requests() {
+        return;
+    }
+    for turns in 0..TAKES {
+        let record = check.durable("a", 1000);
+        check.enqueue(&record, b"request").await;
+        check.arrival("a").await;
+        let mut take = Some(check.here.take("a".into()));
+        for turn in 0..=turns {
+            let polled =
+                poll_fn(|cx| Poll::Ready(take.as_mut().map(|take| Pin::new(take).poll(cx))));
+            if let Some(Poll::Ready(taken)) = polled.await {
+                // It was faster than its drop: what is given is the caller's.
+                take = None;
+                match taken {
+                    Ok(Some((taken, _))) => drop(check.applied(taken.id(), lost()).await),
+                    Ok(None) => {}
+                    Err(error) => check.fail(format_args!("take failed: {error}")),
+                }
+                break;
+            }
+            // Later each time: before the store is asked, while it works, and once its answer is there.
+            if turn % 2 == 1 {
+                tokio::time::sleep(Duration::from_micros(100 * u64::from(turn))).await;
+            }
+            yield_now().await;
+        }
+        // With its answer, which was not looked at yet.
+        if turns % 2 == 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        drop(take);
+        let (taken, request) = check.taken("a").await;
+        let as_it_was = taken.id() == record.id() && request == "request";
+        check.that(as_it_was, format_args!("after a dropped take {taken:?} is taken"));
+        check.swapped().applied(record.id(), response(200)).await;
+    }
 }
 
 pub(super) async fn of_racing_takers_one_has_each_job<S: Store>(check: &Check<S>) {

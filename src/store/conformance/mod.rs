@@ -143,6 +143,7 @@ where
             what_was_canceled_or_taken_back_is_not_taken
             of_racing_takers_one_has_each_job
             an_arrival_is_seen_and_none_is_made_up
+            a_take_that_is_dropped_loses_no_job
             what_waits_is_counted;
     }
 }
