@@ -183,40 +183,19 @@ impl Client {
             };
             self.log.tell(format!("task {}: {line}", task.tag));
             if let Ok(Some(reply)) = answer {
-                self.check_leaks(&reply);
-                match told::of_submission(&reply) {
+                match self.noted(task, reply, sent, quiet) {
                     told::Submitted::Job(job) => {
-                        let at = self.log.now();
-                        let (task, node) = (task.clone(), reply.node);
-                        self.log.tell(format!("task {} is job {job}", task.tag));
-                        self.log.note(Fact::Accepted {
-                            task: task.clone(),
-                            job: job.clone(),
-                            at,
-                            sent,
-                            node,
-                        });
                         if self.rng.permille(850) {
                             self.follow(job, task.owner).await;
                         }
+                        if task.route.is_keyed() && self.rng.permille(300) {
+                            self.again(&wish).await;
+                        }
                         return;
                     }
-                    told::Submitted::Response => {
-                        let (task, status) = (task.clone(), reply.status);
-                        return self.log.note(Fact::Answered {
-                            task,
-                            status,
-                            body: reply.body,
-                            quiet,
-                        });
-                    }
-                    told::Submitted::Problem(kind) => {
-                        let (task, status) = (task.clone(), reply.status);
-                        self.log.note(Fact::Refused { task, status, kind: kind.clone(), quiet });
-                        if reply.status != 503 || told::is_end(&kind) {
-                            return;
-                        }
-                    }
+                    // Where there was no room, or no store.
+                    told::Submitted::Problem(kind) if !told::is_end(&kind) => {}
+                    _ => return,
                 }
             }
             // Where the owner cannot be told there is no answer.
@@ -233,7 +212,36 @@ impl Client {
         }
     }
 
-    async fn follow(mut self, job: String, owner: u8) {
+    /// Notes what a request was answered.
+    fn noted(&self, task: &Task, reply: Reply, sent: Millis, quiet: bool) -> told::Submitted {
+        self.check_leaks(&reply);
+        let (task, status, node) = (task.clone(), reply.status, reply.node);
+        let submitted = told::of_submission(&reply);
+        self.log.note(match &submitted {
+            told::Submitted::Job(job) => {
+                let (job, at) = (job.clone(), self.log.now());
+                self.log.tell(format!("task {} is job {job}", task.tag));
+                Fact::Accepted { task, job, at, sent, node }
+            }
+            told::Submitted::Response => Fact::Answered { task, status, body: reply.body, quiet },
+            told::Submitted::Problem(kind) => {
+                Fact::Refused { task, status, kind: kind.clone(), sent, quiet }
+            }
+        });
+        submitted
+    }
+
+    /// Sends a piece of work once more that has a key, whatever became of its job.
+    async fn again(&mut self, wish: &Wish) {
+        let (node, sent, quiet) = (self.node(), self.log.now(), self.log.is_quiet());
+        self.log.tell(format!("task {} to n{node}, once more", wish.task.tag));
+        let answer = self.port.send(node, self.request(wish));
+        if let Ok(Some(reply)) = timeout(Duration::from_secs(12), answer).await {
+            self.noted(&wish.task, reply, sent, quiet);
+        }
+    }
+
+    async fn follow(&mut self, job: String, owner: u8) {
         let mut after_end = self.rng.between(1, 4);
         let cancels = self.rng.permille(120);
         let removes = self.rng.permille(150);

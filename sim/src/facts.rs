@@ -99,6 +99,17 @@ pub enum Told {
     Odd(String),
 }
 
+impl Told {
+    /// Whether it says that the job was canceled.
+    pub fn is_canceled(&self) -> bool {
+        match self {
+            Self::Ended(ending) => ending.status == "canceled",
+            Self::Problem(kind) => kind == "canceled",
+            _ => false,
+        }
+    }
+}
+
 /// How a job ended, as its document says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ending {
@@ -166,6 +177,8 @@ pub enum Fact {
         status: u16,
         /// The last word of its type.
         kind: String,
+        /// When it was sent.
+        sent: Millis,
         /// Whether faults were over when it was sent.
         quiet: bool,
     },

@@ -28,6 +28,8 @@ struct Facts<'a> {
     ends: BTreeMap<u64, (Option<u16>, Millis)>,
     dropped: BTreeMap<u64, Millis>,
     lost: BTreeMap<&'a str, Millis>,
+    /// The jobs that were said to be canceled, and when first.
+    canceled: BTreeMap<&'a str, Millis>,
     troubles: Vec<(usize, Millis)>,
     drains: Vec<Millis>,
     /// By how much servers' clocks were set forward, in all.
@@ -45,6 +47,7 @@ pub fn check(scenario: &Scenario, facts: &[Fact]) -> Vec<String> {
         ends: BTreeMap::new(),
         dropped: BTreeMap::new(),
         lost: BTreeMap::new(),
+        canceled: BTreeMap::new(),
         troubles: Vec::new(),
         drains: Vec::new(),
         forward: 0,
@@ -55,7 +58,12 @@ pub fn check(scenario: &Scenario, facts: &[Fact]) -> Vec<String> {
     for fact in facts {
         match fact {
             Fact::Answered { task, status, body, .. } => all.is_of_a_run(task, *status, body),
-            Fact::Refused { task, kind, status, .. } => all.may_be_refused(task, *status, kind),
+            Fact::Refused { task, kind, status, sent, .. } => {
+                all.may_be_refused(task, *status, kind);
+                if kind == "canceled" {
+                    all.key_is_of_work(task, *sent);
+                }
+            }
             Fact::Asked { job, owner, told, to, question, .. } => {
                 all.answer_is_true(job, *owner, *question, told, *to);
             }
@@ -94,6 +102,9 @@ impl<'a> Facts<'a> {
                     // The first time counts.
                     self.lost.entry(job).or_insert(*at);
                 }
+            }
+            Fact::Asked { job, to, told, .. } if told.is_canceled() => {
+                self.canceled.entry(job).or_insert(*to);
             }
             Fact::Wrong(wrong) => self.wrong.push(wrong.clone()),
             _ => {}
@@ -202,6 +213,17 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// A job that was canceled before it began has let go of its key by the time that this is told.
+    fn key_is_of_work(&mut self, task: &Task, sent: Millis) {
+        let is_its = |job: &&str| self.jobs.get(job).is_some_and(|(of, _)| of.tag == task.tag);
+        let told = self.canceled.iter().any(|(job, at)| is_its(job) && *at < sent);
+        let has_begun = self.runs.values().any(|run| run.tag == task.tag);
+        if told && !has_begun && !self.has_lost(task.tag) {
+            let wrong = "a job that was canceled before it began still has its key";
+            self.wrong(format!("task {}: {wrong}", task.tag));
+        }
+    }
+
     /// Whether a task may come to this end without a response.
     fn may_end(&self, task: &Task, kind: &str, at: Millis) -> bool {
         let is_troubled = self.troubles.iter().any(|(_, trouble)| *trouble <= at);
@@ -300,13 +322,8 @@ impl<'a> Facts<'a> {
             };
             let mut wrong = Vec::new();
             for (_, to, _, told) in &answers {
-                let is_canceled = match told {
-                    Told::Ended(ending) => ending.status == "canceled",
-                    Told::Problem(kind) => kind == "canceled",
-                    Told::Removed => true,
-                    _ => false,
-                };
-                if is_canceled && !was_canceled(*to) {
+                let is_asked_for = told.is_canceled() || matches!(told, Told::Removed);
+                if is_asked_for && !was_canceled(*to) {
                     wrong.push(format!("job {job} is {told:?}, and nobody asked for that"));
                 }
             }
