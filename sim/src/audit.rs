@@ -31,6 +31,7 @@ impl Client {
         for node in 0..scenario.nodes {
             let (mut one, scenario) = (self.clone(), scenario.clone());
             all.spawn(async move {
+                one.idle(node).await;
                 one.probe(node).await;
                 one.audit_node(node, &scenario).await;
             });
@@ -109,22 +110,40 @@ impl Client {
         let is_kept = self.log.now() + kept_for + rest >= scenario.quiet_at + 2 * BOUND - 5_000;
         let until = self.log.now() + rest + if is_kept { 0 } else { kept_for };
         loop {
-            let request = Request::get("/stats").body(String::new()).unwrap_or_default();
-            let reply = self.port.send(node, request).await;
-            let body = reply.map_or(String::new(), |reply| reply.body);
-            let numbers: Vec<_> = body.split(' ').collect();
-            let runs = numbers.len() != 4 || numbers[0] != "0" || numbers[1] != "0";
-            let keeps = !is_kept && (numbers.get(2) != Some(&"0") || numbers.get(3) != Some(&"0"));
+            let numbers = self.numbers(node).await;
+            let runs = numbers.len() != 4 || numbers[..2] != ["0", "0"];
+            let keeps = !is_kept && numbers.get(2..) != Some(&["0".to_owned(), "0".to_owned()]);
             if !runs && !keeps {
                 return;
             }
             if self.log.now() > until {
+                let numbers = numbers.join(" ");
                 let wrong = format!(
-                    "n{node} does not come to rest: {body} (running, queued, stored, bytes)"
+                    "n{node} does not come to rest: {numbers} (running, queued, stored, bytes)"
                 );
                 return self.log.note(Fact::Wrong(wrong));
             }
             sleep(Duration::from_millis(500)).await;
         }
+    }
+
+    /// Waits until nothing runs or waits on a node: a job that nobody was promised may, for as long as
+    /// its handler may run. If something does for longer, the audit of the node says so.
+    async fn idle(&mut self, node: usize) {
+        let until = self.log.now() + 10_000;
+        while self.log.now() < until {
+            if self.numbers(node).await.get(..2) == Some(&["0".to_owned(), "0".to_owned()]) {
+                return;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// How many jobs a node runs, has in queues and keeps, and their bytes; nothing if it does not answer.
+    async fn numbers(&mut self, node: usize) -> Vec<String> {
+        let request = Request::get("/stats").body(String::new()).unwrap_or_default();
+        let reply = self.port.send(node, request).await;
+        let body = reply.map_or(String::new(), |reply| reply.body);
+        body.split(' ').map(str::to_owned).collect()
     }
 }

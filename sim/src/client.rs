@@ -188,7 +188,8 @@ impl Client {
                         if self.rng.permille(850) {
                             self.follow(job, task.owner).await;
                         }
-                        if task.route.is_keyed() && self.rng.permille(300) {
+                        let has_time = self.log.now() + 30_000 < self.until;
+                        if task.route.is_keyed() && has_time && self.rng.permille(300) {
                             self.again(&wish).await;
                         }
                         return;
