@@ -196,7 +196,8 @@ async fn routes_inside_of_nest_that_look_like_status_paths_are_offloaded() {
         ("/api/jobs", "/jobs/{id}", format!("/api/v1/jobs/{id}")),
         ("/api/jobs", "/jobs/{id}/result", format!("/api/v1/jobs/{id}/result")),
     ] {
-        for policy in [Policy::always(), Policy::always().queue(1)] {
+        let after = Policy::after(Duration::from_millis(50));
+        for policy in [Policy::always(), Policy::always().queue(1), after] {
             let offload = Offload::new(status);
             let (gated, mut calls) = gated();
             let layer = offload.layer(policy);

@@ -21,6 +21,9 @@ use std::{
 
 use tower_offload_sim::{Filter, Outcome, hush, mutant, run};
 
+/// How often a long run says how far it is.
+const TELL: Duration = Duration::from_secs(60);
+
 /// A third of the time went into the system's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -118,7 +121,7 @@ fn all(args: &Args, filter: &Option<Filter>) -> ExitCode {
         }
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| watch.until(&next, until));
+        scope.spawn(|| watch.until(&next, args.first, until));
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(work);
         }
@@ -150,9 +153,14 @@ impl Watch {
     }
 
     /// Watches until all seeds have been run. A thread cannot be stopped, so the process ends.
-    fn until(&self, next: &AtomicU64, until: u64) {
+    fn until(&self, next: &AtomicU64, first: u64, until: u64) {
+        let mut told = Instant::now();
         while next.load(Ordering::Relaxed) < until || !self.running().is_empty() {
             std::thread::sleep(Duration::from_millis(100));
+            if told.elapsed() > TELL {
+                told = Instant::now();
+                eprintln!("{} seeds have begun", next.load(Ordering::Relaxed) - first);
+            }
             let running = self.running();
             if let Some((seed, _)) = running.iter().find(|(_, since)| since.elapsed() > LONGEST) {
                 println!("WRONG in seed {seed}: it has not ended after {LONGEST:?}");

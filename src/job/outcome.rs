@@ -192,7 +192,7 @@ impl OutcomeWriter {
 }
 
 /// What `write_fields` writes.
-fn fields_len(fields: &HeaderMap) -> usize {
+pub(super) fn fields_len(fields: &HeaderMap) -> usize {
     fields.iter().map(|(name, value)| 6 + name.as_str().len() + value.len()).sum()
 }
 

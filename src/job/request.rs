@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use http::{Method, Request, Uri, request::Parts};
 
-use super::outcome::{read_fields, write_fields};
+use super::outcome::{fields_len, read_fields, write_fields};
 use crate::error::{Error, ErrorKind};
 
 const VERSION: u8 = 1;
@@ -19,7 +19,8 @@ const PREFIX: usize = 1 + 1 + 4 + 4;
 /// connection.
 pub(crate) fn to_bytes(head: &Parts, body: &[u8]) -> Option<Bytes> {
     let (method, uri) = (head.method.as_str(), head.uri.to_string());
-    let mut bytes = Vec::with_capacity(PREFIX + method.len() + uri.len() + body.len());
+    let fields = fields_len(&head.headers);
+    let mut bytes = Vec::with_capacity(PREFIX + method.len() + uri.len() + fields + body.len());
     bytes.extend([VERSION, u8::try_from(method.len()).ok()?]);
     bytes.extend(u32::try_from(uri.len()).ok()?.to_le_bytes());
     bytes.extend([0; 4]);
@@ -75,6 +76,14 @@ mod tests {
             request.headers_mut().append(name, HeaderValue::from_static(value));
         }
         request
+    }
+
+    #[test]
+    fn the_bytes_take_no_more_memory_than_they_need() {
+        let (head, body) = request("/a?b", &[7; 1000]).into_parts();
+        let bytes = to_bytes(&head, &body).unwrap();
+        let len = bytes.len();
+        assert_eq!(bytes.try_into_mut().unwrap().capacity(), len);
     }
 
     #[test]

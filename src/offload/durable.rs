@@ -35,7 +35,7 @@ impl Deferred {
     pub(super) async fn enqueue(
         &self,
         mut head: Parts,
-        (counted, whole): (Counted, Whole),
+        (mut counted, whole): (Counted, Whole),
         claim: Option<Claim>,
         attempts: u16,
     ) -> Result<Record, Refusal> {
@@ -48,12 +48,15 @@ impl Deferred {
         let request = request_to_bytes(&head, whole.data()).ok_or_else(|| {
             Refusal::Store(Error::new(ErrorKind::StoreUnavailable, "a request beyond all bounds"))
         })?;
+        // What is kept is all that is held from here on.
+        drop((whole, head));
+        counted.set(request.len());
         let pending = Pending { state: Arc::clone(&state), id: record.id(), reserved };
         let untold = Untold { runtime: runtime()?, pending: Some(pending) };
         let is_keyed = record.claim().is_some();
         let enqueued = async move {
             // Counted as buffered until the store has the request, also where the client leaves.
-            let _taken_in = (counted, whole);
+            let _taken_in = counted;
             let outcome_bytes = state.limits.max_outcome_bytes;
             let enqueued = kept(state.store.enqueue(record.clone(), request, outcome_bytes).await);
             match enqueued {

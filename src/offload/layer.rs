@@ -100,11 +100,11 @@ impl Route {
         match (Head::of(request), self.usual) {
             (Head::Exempt, _) if self.policy.promises_nothing() => FirstLook::Through,
             (Head::Plain, Usual::Through) => FirstLook::Through,
-            // What looks like a poll is asked for its method, which a watch does not have.
-            (Head::Plain, Usual::Watched) if !self.ends_like_a_poll(request) => {
+            // What looks like a poll is asked for its method and its whole path, which a watch has not.
+            (Head::Plain, Usual::Watched) if !self.looks_like_a_poll(request) => {
                 FirstLook::Watched(Stage::Started)
             }
-            (Head::Plain, Usual::Spawned) if !self.state.urls.is_status_path(path(request)) => {
+            (Head::Plain, Usual::Spawned) if !self.looks_like_a_poll(request) => {
                 FirstLook::Watched(Stage::Unbegun)
             }
             (head, _) => FirstLook::Asked(head),
@@ -112,8 +112,8 @@ impl Route {
     }
 
     #[inline]
-    fn ends_like_a_poll<B>(&self, request: &Request<B>) -> bool {
-        self.state.urls.is_end_of_status_path(path(request))
+    fn looks_like_a_poll<B>(&self, request: &Request<B>) -> bool {
+        self.state.urls.is_status_path(path(request))
     }
 
     /// How long a job may run.

@@ -172,13 +172,10 @@ impl Watch {
         matches!(self.stage, Stage::Unbegun)
     }
 
-    /// Whether this is a request for the status service, or one that an outer layer watches already.
-    /// Asked when it is about to become a job. Whatever may be a status path by its end, or is on an
-    /// `always` route, was looked at before (`Route::first_look`), and has a plan of its own.
+    /// Whether an outer layer watches the request already. Asked when it is about to become a job; one for
+    /// the status service was let through before (`Route::first_look`).
     fn is_seen_to(&self) -> bool {
-        let has_plan = self.special.as_ref().is_some_and(|special| special.plan.is_some());
-        let urls = &self.route.state.urls;
-        (!has_plan && urls.is_at_or_below(self.target().path())) || watched_by(self.identity())
+        watched_by(self.identity())
     }
 
     /// Whether the request's body is over on the wire.

@@ -36,8 +36,11 @@ use crate::{
 /// after a job that the store could not read, which others need not wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// The longest such pause.
+/// The longest pause where jobs are damaged.
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(1);
+
+/// The longest one where others were faster: jobs come, and the next may be for this process.
+const OTHERS_FASTER: Duration = Duration::from_millis(100);
 
 /// An arrival that took so long was not made up: another process may have been faster.
 const ARRIVED: Duration = Duration::from_millis(100);
@@ -98,11 +101,11 @@ struct Fruitless {
 }
 
 impl Fruitless {
-    /// Pauses for a tenth of the time for which nothing was found, within the limits above. So a job
-    /// waits hardly longer than it did already, and a store that goes on like this costs little.
-    async fn wait(&mut self) {
+    /// Pauses for a tenth of the time for which nothing was found, so that a store that goes on like this
+    /// costs little.
+    async fn wait(&mut self, longest: Duration) {
         let since = self.since.get_or_insert_with(Instant::now);
-        sleep((since.elapsed() / 10).clamp(LOOK_AGAIN, LOOK_AGAIN_MAX)).await;
+        sleep((since.elapsed() / 10).clamp(LOOK_AGAIN, longest)).await;
     }
 }
 
@@ -139,7 +142,7 @@ impl<S> Worker<'_, S> {
             let paused = match failed.kind() {
                 ErrorKind::Config => return StopReason::Store(failed),
                 // One job is damaged, which the others need not wait for.
-                ErrorKind::Corrupt => self.route.while_served(fruitless.wait()).await,
+                ErrorKind::Corrupt => self.route.while_served(fruitless.wait(LOOK_AGAIN_MAX)).await,
                 _ => self.route.while_served(backoff.wait()).await,
             };
             if let Err(reason) = paused {
@@ -181,7 +184,7 @@ impl<S> Worker<'_, S> {
             }
             Ok(None) => {
                 drop(place);
-                route.while_served(fruitless.wait()).await?;
+                route.while_served(fruitless.wait(OTHERS_FASTER)).await?;
             }
             Err(error) => return Ok(Err(error)),
         }

@@ -119,7 +119,7 @@ impl Urls {
     /// Whether the path names a job below the last segments of the status path. It is asked for each
     /// request that is watched, and looks at two bytes of most paths.
     #[inline]
-    pub(crate) fn is_end_of_status_path(&self, path: &str) -> bool {
+    fn is_end_of_status_path(&self, path: &str) -> bool {
         ends_like_a_job(path) && job_below(path, self.ends()).is_some()
     }
 
