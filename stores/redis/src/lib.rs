@@ -27,6 +27,7 @@
 mod arrivals;
 mod backoff;
 mod call;
+mod caught;
 mod change;
 mod connect;
 mod ended;

@@ -23,7 +23,13 @@ use tokio::{
 };
 use tower_offload::{Error, ErrorKind, JobId};
 
-use crate::{fields::read, locked::locked, reconcile, store::Inner};
+use crate::{
+    caught::{self, log},
+    fields::read,
+    locked::locked,
+    reconcile,
+    store::Inner,
+};
 
 /// A lease is renewed so many times while it lasts.
 const RENEWALS: u32 = 4;
@@ -117,11 +123,13 @@ impl Inner {
     /// The identity to go on with when this one was taken for dead.
     fn was_fenced(&self, id: &str) -> Result<Arc<str>, Error> {
         let next = self.node.rename(id)?;
-        tracing::error!(
-            node = id,
-            next = &*next,
-            "this process was taken for dead, since it did not renew its lease: its jobs have failed"
-        );
+        log(|| {
+            tracing::error!(
+                node = id,
+                next = &*next,
+                "this process was taken for dead, since it did not renew its lease: its jobs have failed"
+            )
+        });
         Ok(next)
     }
 
@@ -168,7 +176,7 @@ impl Inner {
         let mut command = redis::cmd("ZREM");
         command.arg(self.keys.leases()).arg(node);
         self.ask(&command, "cannot forget a node").await?;
-        tracing::warn!(node, jobs = ended, "a node is lost, and its jobs have failed");
+        log(|| tracing::warn!(node, jobs = ended, "a node is lost, and its jobs have failed"));
         Ok(())
     }
 
@@ -201,7 +209,7 @@ impl Inner {
     /// Lets a job be that cannot be ended although its record can be read: what else is in its partition
     /// is not as it should be. It keeps no other job from its end.
     async fn unlist(&self, id: JobId, node: &str) -> Result<(), Error> {
-        tracing::error!(job = %id, node, "a job of a lost node cannot be ended");
+        log(|| tracing::error!(job = %id, node, "a job of a lost node cannot be ended"));
         let mut command = redis::cmd("SREM");
         command.arg(self.keys.running(id.partition(), node)).arg(id.to_string());
         self.ask(&command, "cannot pass over a job").await.map(drop)
@@ -251,12 +259,19 @@ impl Health {
 }
 
 /// Renews the lease, and looks after those of others, for as long as there is somebody who uses the
-/// store.
+/// store. Should that panic it begins anew: without a lease this process is taken for dead.
 pub(crate) async fn keep(inner: Weak<Inner>, lease: Duration) {
+    caught::repeated("the lease", || keep_until_panic(Weak::clone(&inner), lease)).await;
+}
+
+async fn keep_until_panic(inner: Weak<Inner>, lease: Duration) {
     let every = lease / RENEWALS;
     // Twice what is between two renewals when all is well.
     let mut health = Health::new(every * 2);
-    let mut burying: Option<JoinHandle<()>> = None;
+    // Each beside the renewals, since it may take longer than a lease, and beside the other: a node that is
+    // lost does not wait for a comparison.
+    let (mut burying, mut comparing) = (None::<JoinHandle<()>>, None::<JoinHandle<()>>);
+    let is_free = |task: &Option<JoinHandle<()>>| task.as_ref().is_none_or(JoinHandle::is_finished);
     // At once in a new process: those before it may be dead, and their leases lost.
     let mut reconciled = None::<Instant>;
     loop {
@@ -266,30 +281,31 @@ pub(crate) async fn keep(inner: Weak<Inner>, lease: Duration) {
             Ok((server, overdue)) => {
                 health.seen(server);
                 inner.listen().await;
-                let is_free = burying.as_ref().is_none_or(JoinHandle::is_finished);
-                let was_cut = is_free && inner.waiters.was_cut();
-                if is_free && !was_cut {
+                if !overdue.is_empty() && health.has_lasted(lease) && is_free(&burying) {
+                    let inner = Arc::clone(&inner);
+                    burying = Some(tokio::spawn(async move { bury_all(&inner, overdue).await }));
+                }
+                if !is_free(&comparing) {
+                    continue;
+                }
+                let was_cut = inner.waiters.was_cut();
+                if !was_cut {
                     inner.canceled.redis_is_well();
                 }
-                let is_due = reconciled.is_none_or(|at| at.elapsed() >= reconcile::EVERY);
-                let compares = was_cut || is_free && is_due;
-                let overdue = if health.has_lasted(lease) { overdue } else { Vec::new() };
-                if is_free && (compares || !overdue.is_empty()) {
-                    reconciled = if compares { Some(Instant::now()) } else { reconciled };
-                    let inner = Arc::clone(&inner);
-                    // Beside the renewals: it may take longer than a lease. A node that is lost does
-                    // not wait for a comparison that cannot be made.
-                    burying = Some(tokio::spawn(async move {
-                        bury_all(&inner, overdue).await;
-                        if compares {
-                            compare(&inner, was_cut, server).await;
-                        }
-                    }));
+                if was_cut || reconciled.is_none_or(|at| at.elapsed() >= reconcile::EVERY) {
+                    reconciled = Some(Instant::now());
+                    comparing =
+                        Some(tokio::spawn(async move { compare(&inner, was_cut, server).await }));
                 }
             }
             Err(error) => {
                 health.lost();
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot renew the lease");
+                log(|| {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot renew the lease"
+                    )
+                });
                 inner.reopen().await;
             }
         }
@@ -305,7 +321,7 @@ async fn compare(inner: &Inner, was_cut: bool, now: Duration) {
         inner.reconcile(now).await
     };
     if let Err(error) = compared.await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "cannot compare jobs yet");
+        log(|| tracing::warn!(error = &error as &dyn std::error::Error, "cannot compare jobs yet"));
         // Once more at the next renewal.
         inner.waiters.set_cut();
     }
@@ -316,7 +332,7 @@ async fn bury_all(inner: &Arc<Inner>, overdue: Vec<String>) {
         if let Err(error) = inner.bury(&node).await {
             // Who finds the lease next goes on with it.
             let error = &error as &dyn std::error::Error;
-            return tracing::warn!(node, error, "cannot end the jobs of a lost node yet");
+            return log(|| tracing::warn!(node, error, "cannot end the jobs of a lost node yet"));
         }
     }
 }

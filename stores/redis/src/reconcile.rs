@@ -28,7 +28,7 @@ use redis::Value;
 use tokio::sync::Notify;
 use tower_offload::{Error, ErrorKind, JobId, Record};
 
-use crate::{error::is_of_a_value, fields::read, locked::locked, store::Inner};
+use crate::{caught::log, error::is_of_a_value, fields::read, locked::locked, store::Inner};
 
 /// How often, where no connection is lost.
 pub(crate) const EVERY: Duration = Duration::from_secs(60);
@@ -212,10 +212,12 @@ impl Inner {
             }
         }
         if handed_back > 0 {
-            tracing::warn!(
-                jobs = handed_back,
-                "Redis listed jobs that this process does not run: they have been handed back"
-            );
+            log(|| {
+                tracing::warn!(
+                    jobs = handed_back,
+                    "Redis listed jobs that this process does not run: they have been handed back"
+                )
+            });
         }
         compared
     }
@@ -261,7 +263,7 @@ impl Inner {
         // before this wait, so one that is taken once more since is not handed back.
         let come_back = self.local.takes_have_come_back(partition);
         if tokio::time::timeout(self.timeout * 10, come_back).await.is_err() {
-            tracing::warn!(partition, "a take does not come back, jobs are compared later");
+            log(|| tracing::warn!(partition, "a take does not come back, jobs are compared later"));
             return Ok(0);
         }
         let mut handed_back = 0;
@@ -271,14 +273,16 @@ impl Inner {
             }
             match self.hand_back(id, &node, attempt, "node_lost").await {
                 Ok(true) => {
-                    tracing::warn!(job = %id, "this process does not run a job that Redis says it runs");
+                    log(
+                        || tracing::warn!(job = %id, "this process does not run a job that Redis says it runs"),
+                    );
                     handed_back += 1;
                 }
                 Ok(false) => {}
                 // The others of the partition may well go back.
                 Err(error) if is_of_a_value(&error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::warn!(job = %id, error, "cannot hand a job back yet");
+                    log(|| tracing::warn!(job = %id, error, "cannot hand a job back yet"));
                 }
                 Err(error) => return Err(error),
             }

@@ -28,7 +28,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{backoff::Backoff, connect::timed_out, locked::locked, waiters::Waiters};
+use crate::{backoff::Backoff, caught::log, connect::timed_out, locked::locked, waiters::Waiters};
 
 /// The first delay between two attempts to connect; each further one is twice as long, until a connection
 /// has lasted.
@@ -326,7 +326,9 @@ impl Connecting {
                 }
                 Err(error) => {
                     let cause = &error as &dyn std::error::Error;
-                    tracing::debug!(error = cause, "cannot reconnect to Redis, trying again");
+                    log(|| {
+                        tracing::debug!(error = cause, "cannot reconnect to Redis, trying again")
+                    });
                     locked(&shared.state).error = Some(error);
                 }
             }

@@ -13,7 +13,7 @@ use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 use tower_offload::{Error, ErrorKind, JobId, Record, Status};
 
 use crate::{
-    RedisStore, backoff::Backoff, error::is_lasting, fields::read, store::Inner,
+    RedisStore, backoff::Backoff, caught::log, error::is_lasting, fields::read, store::Inner,
     unreadable::note_later,
 };
 
@@ -76,13 +76,15 @@ impl Inner {
                 }
                 Err(error) if is_lasting(&error) => {
                     if arrivals.set_aside(policy, partition) {
-                        tracing::error!(
-                            error = &error as &dyn std::error::Error,
-                            policy,
-                            partition,
-                            "Redis refuses to give jobs of this policy and partition: they wait, and it \
+                        log(|| {
+                            tracing::error!(
+                                error = &error as &dyn std::error::Error,
+                                policy,
+                                partition,
+                                "Redis refuses to give jobs of this policy and partition: they wait, and it \
                              is asked again after a second, and each minute at last"
-                        );
+                            )
+                        });
                     }
                 }
                 Err(error) => return Err(error),
@@ -135,10 +137,12 @@ impl Inner {
                 },
                 Err(error) if is_lasting(&error) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot take a job, trying again"
-                    );
+                    log(|| {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "cannot take a job, trying again"
+                        )
+                    });
                     sleep(backoff.next()).await;
                 }
             }
@@ -172,12 +176,14 @@ impl Inner {
         let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
         while let Err(error) = self.hand_back(id, node, attempt, "interrupted").await {
             let is_lasting = is_lasting(&error);
-            tracing::warn!(
-                job = %id,
-                error = &error as &dyn std::error::Error,
-                is_lasting,
-                "cannot put a job back that nobody has received"
-            );
+            log(|| {
+                tracing::warn!(
+                    job = %id,
+                    error = &error as &dyn std::error::Error,
+                    is_lasting,
+                    "cannot put a job back that nobody has received"
+                )
+            });
             if is_lasting {
                 return;
             }

@@ -11,6 +11,7 @@ use redis::{ScriptInvocation, Value};
 use tower_offload::{Error, ErrorKind, JobId, Record};
 
 use crate::{
+    caught::log,
     error,
     fields::{self, read},
     store::Inner,
@@ -78,7 +79,9 @@ impl Inner {
             let raw = hash.map(read::<Pairs>).transpose()?;
             if self.end_as_read(id, node, raw).await? {
                 let why = &why as &dyn std::error::Error;
-                tracing::warn!(job = %id, error = why, "a record cannot be read: its job has failed");
+                log(
+                    || tracing::warn!(job = %id, error = why, "a record cannot be read: its job has failed"),
+                );
                 self.local.remove(id);
                 return Ok(true);
             }
@@ -128,10 +131,10 @@ fn noted(error: Error) -> Error {
 pub(crate) fn note_later() {
     static LOGGED: Once = Once::new();
     LOGGED.call_once(|| {
-        tracing::warn!(
+        log(|| tracing::warn!(
             "a newer release of tower-offload-redis uses this Redis: its jobs are left to its processes \
              where this one cannot read them"
-        );
+        ));
     });
 }
 

@@ -272,3 +272,90 @@ async fn a_lease_of_a_moment_is_refused() {
     let refused = builder.connect().await.unwrap_err();
     assert_eq!(refused.kind(), tower_offload::ErrorKind::Config);
 }
+
+/// A subscriber that panics at the store's own events.
+struct Panics;
+
+impl tracing::Subscriber for Panics {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let is_own = event.metadata().target().starts_with("tower_offload");
+        assert!(!is_own, "told to");
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn the_lease_is_renewed_though_the_subscriber_panics() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let builder = RedisStore::builder(server.url()).prefix(&prefix).lease(LEASE);
+    let store = builder.clone().connect().await.unwrap();
+    let id = inserted(&store, Record::running).await;
+    let logs = tracing::subscriber::set_default(Panics);
+    let leases = format!("{{{prefix}:nodes}}:l");
+    server.cli(&["set", &leases, "x"]);
+    sleep(LEASE).await;
+    server.cli(&["del", &leases]);
+    drop(logs);
+    let renewed = async {
+        while server.cli(&["zcard", &leases]).trim() != "1" {
+            sleep(LEASE / 10).await;
+        }
+    };
+    timeout(LEASE * 10, renewed).await.expect("nobody renews the lease");
+    let other = builder.connect().await.unwrap();
+    sleep(LEASE * 4).await;
+    assert_eq!(record(&other, id).await.status(), Status::Running);
+}
+
+/// How often scripts have been called so far.
+fn calls(server: &Server) -> u32 {
+    let stats = server.cli(&["info", "commandstats"]);
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test]
+async fn canceling_again_costs_the_same_after_each_lost_connection() {
+    const JOBS: u32 = 50;
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).lease(LEASE);
+    let store = store.connect().await.unwrap();
+    for _ in 0..JOBS {
+        let id = inserted(&store, Record::running).await;
+        // A client may ask for it more than once.
+        for _ in 0..3 {
+            store.change(id, Change::Cancel).await.unwrap();
+        }
+    }
+    for cut in 1..=4 {
+        let before = calls(&server);
+        server.cli(&["client", "kill", "type", "normal"]);
+        server.cli(&["client", "kill", "type", "pubsub"]);
+        let compared = async {
+            while calls(&server) - before < JOBS {
+                sleep(LEASE / 10).await;
+            }
+        };
+        timeout(LEASE * 10, compared).await.expect("nothing is canceled again");
+        // More would come now. Beside these there are some renewals.
+        sleep(LEASE).await;
+        let made = calls(&server) - before;
+        assert!(made < JOBS * 3 / 2, "{made} calls after cut {cut}");
+    }
+}
