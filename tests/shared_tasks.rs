@@ -493,6 +493,28 @@ async fn job_whose_end_cannot_be_written_for_its_record_ends_as_corrupt() {
     app.succeeds(&next).await;
 }
 
+/// A bad outcome is no reason to tell the owner that there is no job; nobody else learns of it.
+#[tokio::test(start_paused = true)]
+async fn outcome_that_cannot_be_read_is_corrupt_for_its_owner_and_unknown_to_others() {
+    let owner = |parts: &Parts| {
+        let name = parts.headers.get("x-owner").cloned();
+        Some(name.map_or(Owner::from("ada"), Owner::from))
+    };
+    let store = Faulty::new();
+    let app = App::new(builder(&store).owner(owner).build().unwrap());
+    let job = app.accepted("/plain").await;
+    app.succeeds(&job).await;
+    store.set("fetch", Fault::Fails(ErrorKind::Corrupt));
+    for (who, status, kind) in [("ada", 500, "corrupt"), ("eve", 404, "unknown-job")] {
+        let request = Request::get(format!("{job}/result")).header("x-owner", who);
+        let answer = app.offload.status().oneshot(request.body(()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), status, "{who}");
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert!(problem["type"].as_str().unwrap().ends_with(kind), "{who}: {problem}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn queued_job_that_cannot_be_read_ends_as_corrupt() {
     for call in ["start", "changed"] {

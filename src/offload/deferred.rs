@@ -280,6 +280,10 @@ impl Deferred {
             }
             Ok(Some((record, None))) => match wire::of_record(&record) {
                 Some(problem) => plain(wire::problem_answer(problem, None)),
+                // The store has lost its outcome.
+                None if record.status().is_end() => {
+                    plain(wire::problem_answer(Problem::CORRUPT, None))
+                }
                 None => self.accepted(&record),
             },
             Err(error) if error.kind() == ErrorKind::Corrupt => {

@@ -64,12 +64,17 @@ pub(super) async fn until_done<T>(
     ask: impl Fn() -> StoreFuture<T>,
 ) -> Result<T, Error> {
     let mut backoff = Backoff::new();
+    let mut is_first = true;
     loop {
         match answer {
             Err(error) if !error.is_final() => {
-                log(
-                    || tracing::warn!(job = %id, error = &error as &dyn std::error::Error, "{failed}, trying again"),
-                );
+                let error = &error as &dyn std::error::Error;
+                // Once for each job: there may be thousands while a store is away.
+                if std::mem::take(&mut is_first) {
+                    log(|| tracing::warn!(job = %id, error, "{failed}, trying again"));
+                } else {
+                    log(|| tracing::debug!(job = %id, error, "{failed}, trying again"));
+                }
             }
             Err(error) => {
                 log(

@@ -202,7 +202,13 @@ async fn seen(
         Asker::Nobody => return Ok(None),
     };
     match resource {
-        Resource::Result => state.store.fetch(id, owner).await,
+        Resource::Result => match state.store.fetch(id, owner).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt && owner.is_some() => {
+                // Its outcome may be what cannot be read; the record tells whose it is.
+                Ok(state.store.read(id, owner).await?.map(|record| (record, None)))
+            }
+            found => found,
+        },
         _ => Ok(state.store.read(id, owner).await?.map(|record| (record, None))),
     }
 }
@@ -243,8 +249,8 @@ fn result(record: &Record, outcome: Option<Fetched>) -> Response<StatusBody> {
             wire::replayed(outcome.status(), outcome.headers(), outcome.into_body())
         }
         (None, Some(of_job)) => problem(of_job),
-        // A store that has the end of a job has its outcome; one that has lost it says so.
-        (None, None) => problem(Problem::SERVICE_ERROR),
+        // A store that has the end of a job has its outcome, or has lost it, or cannot read it.
+        (None, None) => problem(Problem::CORRUPT),
     }
 }
 
