@@ -927,6 +927,25 @@ async fn an_ended_job_that_cannot_be_read_is_counted_once() {
 }
 
 #[tokio::test]
+async fn an_end_that_is_written_again_is_counted_once() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+    let id = inserted(&store).await;
+    let index = format!("{{{prefix}:{:02}}}:i", id.partition());
+    server.cli(&["set", &index, "no index"]);
+    for _ in 0..3 {
+        store.change(id, response(100)).await.unwrap_err();
+    }
+    server.cli(&["del", &index]);
+    store.change(id, response(100)).await.unwrap();
+    let once = store.usage().await.unwrap()[0].bytes;
+    let other = inserted(&store).await;
+    store.change(other, response(100)).await.unwrap();
+    assert_eq!(store.usage().await.unwrap()[0].bytes, 2 * once);
+}
+
+#[tokio::test]
 async fn names_and_numbers_that_are_damaged_do_not_fail_the_counts() {
     let server = Server::start(&[]);
     let prefix = fresh_prefix();

@@ -49,12 +49,13 @@ if change == 'response' then
     redis.call('SET', outcome, ARGV[9])
   end
   job.bytes = ARGV[8]
-  redis.call('HINCRBY', counts, 'b' .. job.policy, job.bytes)
   set(job, 's', ARGV[6])
   set(job, 'h', ARGV[7])
   set(job, 'n', job.bytes)
   local record, expires = finish(job, id, index, how)
   redis.call('PEXPIREAT', outcome, expires)
+  -- Last: an end that fails before is written again, and counts once.
+  redis.call('HINCRBY', counts, 'b' .. job.policy, job.bytes)
   return {1, record}
 elseif change == 'failure' and (ARGV[6] == 'interrupted' or ARGV[6] == 'node_lost') then
   return {1, lose(job, id, index, how, ARGV[6], 0)}
