@@ -107,14 +107,16 @@ impl Arrivals {
     }
 
     /// A take from this partition was refused, and will be: it is left alone for a while. Tells whether
-    /// the take before was answered.
+    /// that is new: the take before was answered, or is long ago.
     pub(crate) fn set_aside(&self, policy: &str, partition: u8) -> bool {
         let mut policies = locked(&self.policies);
         let Some(hints) = policies.get_mut(policy) else { return true };
-        let before = hints.aside.get(&partition);
+        let now = Instant::now();
+        // Takes are answered again where none was asked for meanwhile, as far as anybody knows.
+        let before = hints.aside.get(&partition).filter(|(until, delay)| *until + *delay >= now);
         let is_new = before.is_none();
         let delay = before.map_or(FIRST_ASIDE, |(_, delay)| (*delay * 2).min(LONGEST_ASIDE));
-        hints.aside.insert(partition, (Instant::now() + delay, delay));
+        hints.aside.insert(partition, (now + delay, delay));
         hints.partitions.remove(&partition);
         is_new
     }
@@ -277,5 +279,9 @@ mod tests {
         arrivals.told("3 work");
         assert_eq!(arrivals.next("work"), Some(3));
         assert!(arrivals.set_aside("work", 3));
+        assert!(!arrivals.set_aside("work", 3));
+        // Nobody has asked for longer than it was left alone.
+        tokio::time::advance(FIRST_ASIDE * 5).await;
+        assert!(arrivals.set_aside("work", 3), "an old refusal");
     }
 }

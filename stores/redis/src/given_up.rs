@@ -19,6 +19,9 @@ pub struct GivenUp {
     pub later: usize,
 }
 
+/// So many are read at once: Redis does nothing else meanwhile.
+const PAGE: usize = 1000;
+
 impl Inner {
     async fn given_up(&self, most: usize) -> Result<GivenUp, Error> {
         let mut all = GivenUp::default();
@@ -38,13 +41,13 @@ impl Inner {
     ) -> Result<(), Error> {
         let mut from = 0;
         loop {
-            let left = most.saturating_sub(all.jobs.len());
-            if left == 0 {
+            let page = most.saturating_sub(all.jobs.len()).min(PAGE);
+            if page == 0 {
                 return Ok(());
             }
             let mut call = self.scripts.given_up.prepare_invoke();
             call.key(self.keys.given_up(partition));
-            call.arg(self.keys.jobs(partition)).arg(left).arg(from);
+            call.arg(self.keys.jobs(partition)).arg(page).arg(from);
             let answer = self.run(&call, "cannot read the jobs that were given up").await?;
             let pairs = read::<Vec<Value>>(answer)?;
             for pair in pairs.chunks_exact(2) {
@@ -55,7 +58,7 @@ impl Inner {
                 }
             }
             let listed = pairs.len() / 2;
-            if listed < left {
+            if listed < page {
                 return Ok(());
             }
             from += listed;
