@@ -771,6 +771,34 @@ async fn a_job_that_was_taken_for_a_worker_that_is_gone_is_taken_again() {
     assert!(matches!(store.change(again.id(), done()).await.unwrap(), Changed::Applied(_)));
 }
 
+/// No handler ran in such an attempt, so it is not one of those that a job may have.
+#[tokio::test]
+async fn a_job_that_nobody_received_is_taken_again_though_it_had_one_attempt() {
+    let server = Server::start(&[]);
+    let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).connect().await.unwrap();
+    let record = in_partition(3).with_attempts(1);
+    store.enqueue(record.clone(), "request".into(), 0).await.unwrap();
+    for attempt in 1..=3 {
+        let take = answered_take(&store, &record).await;
+        let seen = store.read(record.id(), None).await.unwrap().unwrap();
+        assert_eq!(seen.attempt(), Some(attempt));
+        drop(take);
+        until_async(async || {
+            let seen = store.read(record.id(), None).await.unwrap().unwrap();
+            assert_eq!(seen.failure(), None);
+            seen.status() == Status::Queued
+        })
+        .await;
+    }
+    // That of a worker that had received it was its last.
+    assert!(store.take("work".into()).await.unwrap().is_some());
+    let lost = Change::Finish(End::Failure(Failure::Interrupted));
+    let Changed::Applied(ended) = store.change(record.id(), lost).await.unwrap() else {
+        panic!("it runs here");
+    };
+    assert_eq!((ended.status(), ended.failure()), (Status::Failed, Some(Failure::Interrupted)));
+}
+
 #[tokio::test]
 async fn a_put_back_that_is_made_again_leaves_the_next_attempt_alone() {
     let server = Server::start(&[]);
@@ -844,6 +872,7 @@ async fn a_job_is_sent_again_once_however_often_that_is_asked() {
     let id = given_up(&store).await.id();
     let key = |kind: &str| format!("{{again:03}}:{kind}");
     let request = key(&format!("b:{id}"));
+    assert_eq!(store.given_up(usize::MAX).await.unwrap().jobs.len(), 1);
     let kept = server.cli(&["zscore", &key("d"), &id.to_string()]);
     // At once from several processes.
     let ends = tokio::join!(
