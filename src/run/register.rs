@@ -140,8 +140,8 @@ fn withdraw(store: &Arc<dyn Store>, id: JobId) -> StoreFuture<()> {
 ///
 /// An attempt that was handed back by a call whose answer was lost may have been followed by another one
 /// in this same process, which a second such call would end. The job is read before each call. That is
-/// enough, although it is not one step with the change: what a call does, it has done when its error is
-/// returned (point 6 of the contract).
+/// enough where no call takes effect after its error was returned (point 6 of the contract). The store for
+/// Redis cannot promise that of a change, and names the attempt in such a call.
 fn hand_back(store: &Arc<dyn Store>, id: JobId, attempt: u16) -> StoreFuture<()> {
     let store = Arc::clone(store);
     StoreFuture::new(async move {

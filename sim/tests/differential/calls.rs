@@ -216,6 +216,7 @@ impl Calls {
                 let (node, lease) = (self.node(), self.random.pick(&["10000", "1", "100000"]));
                 call(&script, texts(&[LEASES, FENCED]), texts(&[&node, lease]))
             }
+            "give" => call("give", texts(&[LEASES]), vec![self.node(), self.node()]),
             "reap" => self.reap(),
             "due" => {
                 let queues = POLICIES.iter().map(|policy| base(&format!("q:{policy}")));
@@ -300,7 +301,7 @@ impl Calls {
     }
 
     fn change(&mut self, hash: impl FnOnce(&str) -> Option<Vec<String>>) -> Call {
-        let (id, mut node, number) = (self.id(), self.node(), self.number());
+        let (id, mut node) = (self.id(), self.node());
         if !self.random.once_in(3) {
             // By the node whose job it is, if there is one.
             let fields = hash(&base(&format!("j:{id}"))).unwrap_or_default();
@@ -328,7 +329,10 @@ impl Calls {
                 args.extend(texts(&["response", "failed", "500", "100"]));
             }
             4 | 5 => {
-                args.extend(texts(&["failure", self.random.pick(FAILURES), &number, "node-zero"]));
+                args.extend(texts(&["failure", self.random.pick(FAILURES)]));
+                // The attempt is told where it is known.
+                let attempts: &[&[&str]] = &[&[], &["1"], &["2"]];
+                args.extend(texts(self.random.pick(attempts)));
             }
             6 => args.extend(texts(&["cancel"])),
             _ => args.extend(texts(&["remove"])),

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::{ScriptInvocation, Value};
-use tower_offload::{Change, End, Error, ErrorKind, JobId, Record, Status, store::Changed};
+use tower_offload::{
+    Change, End, Error, ErrorKind, Failure, JobId, Record, Status, store::Changed,
+};
 
 use crate::{
     error::corrupt,
@@ -46,6 +48,10 @@ impl Inner {
         call.arg(id.to_string()).arg(self.connection().publish());
         call.arg(self.keys.channel(id.partition())).arg(&*self.node.id());
         brought(&change, &mut call)?;
+        if let Change::Finish(End::Failure(Failure::Interrupted | Failure::NodeLost)) = &change {
+            // Held up on its way, it is not to end the next attempt, which may be this node's as well.
+            call.arg(self.local.attempt(id));
+        }
         let local = self.local.get(id);
         let answer = match &chunks {
             Some((key, bytes)) => match self.send_chunks(key, bytes).await {

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 use tower_offload::{Change, Error, JobId, store::Changed};
 
-use crate::{caught::log, locked::locked, store::Inner};
+use crate::{caught::log, error::is_lasting, locked::locked, store::Inner};
 
 /// What Redis may lose: a minute before it was last seen, more than `appendfsync` or a replica in use is
 /// behind. Time while Redis is away does not count, however long that is. Where Redis loses more, or more
@@ -84,6 +84,12 @@ impl Inner {
                     log(|| tracing::error!(job = %id, "Redis has lost the cancellation of a job"));
                 }
                 Ok(_) => {}
+                Err(error) if is_lasting(&error) => {
+                    let error = &error as &dyn std::error::Error;
+                    log(
+                        || tracing::error!(job = %id, error, "cannot see whether a job is still canceled"),
+                    );
+                }
                 Err(error) => {
                     canceled = Err(error);
                     break;

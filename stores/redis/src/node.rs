@@ -294,8 +294,7 @@ async fn keep_until_panic(inner: Weak<Inner>, lease: Duration) {
                 }
                 if was_cut || reconciled.is_none_or(|at| at.elapsed() >= reconcile::EVERY) {
                     reconciled = Some(Instant::now());
-                    comparing =
-                        Some(tokio::spawn(async move { compare(&inner, was_cut, server).await }));
+                    comparing = Some(tokio::spawn(async move { compare(&inner, was_cut).await }));
                 }
             }
             Err(error) => {
@@ -313,12 +312,12 @@ async fn keep_until_panic(inner: Weak<Inner>, lease: Duration) {
 }
 
 /// Finds out what Redis has lost, where a connection was lost, and what it lists beside what runs here.
-async fn compare(inner: &Inner, was_cut: bool, now: Duration) {
+async fn compare(inner: &Inner, was_cut: bool) {
     let compared = async {
         if was_cut {
             inner.cancel_again().await?;
         }
-        inner.reconcile(now).await
+        inner.reconcile().await
     };
     if let Err(error) = compared.await {
         log(|| tracing::warn!(error = &error as &dyn std::error::Error, "cannot compare jobs yet"));

@@ -28,7 +28,13 @@ use redis::Value;
 use tokio::sync::Notify;
 use tower_offload::{Error, ErrorKind, JobId, Record};
 
-use crate::{caught::log, error::is_of_a_value, fields::read, locked::locked, store::Inner};
+use crate::{
+    caught::log,
+    error::{is_lasting, is_of_a_value},
+    fields::read,
+    locked::locked,
+    store::Inner,
+};
 
 /// How often, where no connection is lost.
 pub(crate) const EVERY: Duration = Duration::from_secs(60);
@@ -52,6 +58,8 @@ struct Partition {
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     number: u64,
+    /// Of a durable job, in which attempt it runs here.
+    attempt: Option<u16>,
     /// The answer to its insert is not there: Redis may or may not list it.
     is_under_way: bool,
 }
@@ -72,7 +80,8 @@ impl LocalJobs {
 
     fn add(&self, id: JobId, is_under_way: bool) -> u64 {
         let number = self.number();
-        locked(self.of(id.partition())).jobs.insert(id, Entry { number, is_under_way });
+        let entry = Entry { number, attempt: None, is_under_way };
+        locked(self.of(id.partition())).jobs.insert(id, entry);
         number
     }
 
@@ -111,6 +120,19 @@ impl LocalJobs {
     /// The number under which a job is local.
     pub(crate) fn get(&self, id: JobId) -> Option<u64> {
         locked(self.of(id.partition())).jobs.get(&id).map(|entry| entry.number)
+    }
+
+    /// The job that is local under this number runs in this attempt.
+    pub(crate) fn begun(&self, id: JobId, number: u64, attempt: Option<u16>) {
+        let mut partition = locked(self.of(id.partition()));
+        if let Some(entry) = partition.jobs.get_mut(&id).filter(|entry| entry.number == number) {
+            entry.attempt = attempt;
+        }
+    }
+
+    /// The attempt in which a durable job runs here.
+    pub(crate) fn attempt(&self, id: JobId) -> Option<u16> {
+        locked(self.of(id.partition())).jobs.get(&id).and_then(|entry| entry.attempt)
     }
 
     /// A job that was local under this number is queued again.
@@ -198,15 +220,16 @@ impl Drop for Taking<'_> {
 }
 
 impl Inner {
-    /// Compares, and hands back what this process does not run. `now` is the time of the server that has
-    /// the leases.
-    pub(crate) async fn reconcile(&self, now: Duration) -> Result<(), Error> {
-        let (mut handed_back, mut compared) = (0, self.give_leases(now).await);
+    /// Compares, and hands back what this process does not run. What can only fail again is logged and
+    /// passed over: it is compared in its turn, and not at each renewal of the lease.
+    pub(crate) async fn reconcile(&self) -> Result<(), Error> {
+        let (mut handed_back, mut compared) = (0, self.give_leases().await);
         for partition in 0..JobId::PARTITIONS {
             match self.reconcile_partition(partition).await {
                 Ok(jobs) => handed_back += jobs,
                 // Those of a later release are left to its processes.
                 Err(error) if error.kind() == ErrorKind::NewerFormat => {}
+                Err(error) if is_lasting(&error) => passed_over(partition, &error),
                 // The others of a cluster may well answer.
                 Err(error) => compared = Err(error),
             }
@@ -223,24 +246,29 @@ impl Inner {
     }
 
     /// Gives a lease to each node that has jobs, or had, and has none.
-    async fn give_leases(&self, now: Duration) -> Result<(), Error> {
+    async fn give_leases(&self) -> Result<(), Error> {
         let (mut nodes, mut listed) = (BTreeSet::new(), Ok(()));
         for partition in 0..JobId::PARTITIONS {
             let mut command = redis::cmd("SMEMBERS");
             command.arg(self.keys.nodes(partition));
             match self.ask(&command, "cannot list the nodes that have jobs").await {
-                Ok(names) => nodes.extend(read::<Vec<String>>(names)?),
+                Ok(names) => {
+                    let names = read::<Vec<Value>>(names)?.into_iter();
+                    // One that is no text is no node's.
+                    nodes.extend(names.filter_map(|name| read::<String>(name).ok()));
+                }
+                Err(error) if is_lasting(&error) => passed_over(partition, &error),
                 // The others of a cluster may well answer.
                 Err(error) => listed = Err(error),
             }
         }
         if !nodes.is_empty() {
-            let mut command = redis::cmd("ZADD");
-            command.arg(self.keys.leases()).arg("NX");
-            for node in nodes {
-                command.arg(now.as_millis() as u64).arg(node);
+            let mut call = self.scripts.give.prepare_invoke();
+            call.key(self.keys.leases());
+            for node in &nodes {
+                call.arg(node);
             }
-            self.ask(&command, "cannot give leases").await?;
+            self.run(&call, "cannot give leases").await?;
         }
         listed
     }
@@ -317,6 +345,11 @@ impl Inner {
         call.arg(self.keys.channel(partition)).arg(node).arg(attempt).arg(reason);
         read(self.run_of(id, &call, "cannot hand a job back").await?)
     }
+}
+
+fn passed_over(partition: u8, error: &Error) {
+    let error = error as &dyn std::error::Error;
+    log(|| tracing::error!(partition, error, "jobs of a partition cannot be compared"));
 }
 
 #[cfg(test)]

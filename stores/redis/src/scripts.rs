@@ -49,6 +49,7 @@ scripts! {
     look: include_str!("lua/look.lua"),
     usage: include_str!("lua/usage.lua"),
     renew: include_str!("lua/renew.lua"),
+    give: include_str!("lua/give.lua"),
     fence: include_str!("lua/fence.lua"),
     reap: include_str!("lua/reap.lua"),
     enqueue: include_str!("lua/enqueue.lua"),

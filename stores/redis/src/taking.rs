@@ -126,11 +126,13 @@ impl Inner {
                     }
                     [id, hash, request, ..] => {
                         let id = read::<String>(id.clone())?.parse()?;
-                        let number = Some(taking.took(id));
+                        let number = taking.took(id);
                         let (inner, runtime) = (Arc::clone(self), Handle::current());
-                        let mut taken = Taken { inner, runtime, id, node, number, job: None };
+                        let mut taken =
+                            Taken { inner, runtime, id, node, number: Some(number), job: None };
                         taken.job = self.read_taken(id, hash, request).await?;
-                        if taken.job.is_some() {
+                        if let Some((record, _)) = &taken.job {
+                            self.local.begun(id, number, record.attempt());
                             return Ok(Some(taken));
                         }
                     }

@@ -323,10 +323,11 @@ async fn the_lease_is_renewed_though_the_subscriber_panics() {
     assert_eq!(record(&other, id).await.status(), Status::Running);
 }
 
-/// How often scripts have been called so far.
-fn calls(server: &Server) -> u32 {
-    let stats = server.cli(&["info", "commandstats"]);
-    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+/// How often this command has been called so far.
+fn calls(server: &Server, command: &str) -> u32 {
+    let (stats, name) =
+        (server.cli(&["info", "commandstats"]), format!("cmdstat_{command}:calls="));
+    let line = stats.lines().find_map(|line| line.strip_prefix(&name));
     line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
 }
 
@@ -344,18 +345,58 @@ async fn canceling_again_costs_the_same_after_each_lost_connection() {
         }
     }
     for cut in 1..=4 {
-        let before = calls(&server);
+        let before = calls(&server, "evalsha");
         server.cli(&["client", "kill", "type", "normal"]);
         server.cli(&["client", "kill", "type", "pubsub"]);
         let compared = async {
-            while calls(&server) - before < JOBS {
+            while calls(&server, "evalsha") - before < JOBS {
                 sleep(LEASE / 10).await;
             }
         };
         timeout(LEASE * 10, compared).await.expect("nothing is canceled again");
         // More would come now. Beside these there are some renewals.
         sleep(LEASE).await;
-        let made = calls(&server) - before;
+        let made = calls(&server, "evalsha") - before;
         assert!(made < JOBS * 3 / 2, "{made} calls after cut {cut}");
     }
+}
+
+/// A comparison that finds what it cannot read is made as often as any other.
+#[tokio::test]
+async fn what_is_damaged_is_not_compared_at_each_renewal() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url()).prefix(&prefix).lease(LEASE);
+    let store = store.connect().await.unwrap();
+    let id = inserted(&store, Record::running).await;
+    store.change(id, Change::Cancel).await.unwrap();
+    let lists = || calls(&server, "smembers");
+    let all = 2 * u32::from(JobId::PARTITIONS);
+    // Each partition's nodes, and this node's jobs there.
+    let compared = async |before| {
+        while lists() - before < all {
+            sleep(LEASE / 10).await;
+        }
+    };
+    timeout(LEASE * 10, compared(0)).await.expect("nothing is compared");
+    let key = |partition: &str, kind: &str| format!("{{{prefix}:{partition}}}:{kind}");
+    let node = server.cli(&["zrange", &format!("{{{prefix}:nodes}}:l"), "0", "0"]);
+    server.cli(&["set", &key("03", "w"), "no list"]);
+    server.cli(&["set", &key("04", &format!("r:{}", node.trim())), "no list"]);
+    let no_text = "return redis.call('SADD', KEYS[1], '\\255', 'lost')";
+    server.cli(&["eval", no_text, "1", &key("05", "w")]);
+    let before = lists();
+    server.cli(&["client", "kill", "type", "normal"]);
+    server.cli(&["client", "kill", "type", "pubsub"]);
+    timeout(LEASE * 10, compared(before)).await.expect("nothing is compared again");
+    // The name beside the one that is no text was given a lease, and nobody renews it.
+    let buried = async {
+        while server.cli(&["sismember", &key("05", "w"), "lost"]).trim() != "0" {
+            sleep(LEASE / 10).await;
+        }
+    };
+    timeout(LEASE * 10, buried).await.expect("the other name has no lease");
+    let after = lists();
+    sleep(LEASE * 3).await;
+    assert_eq!(lists(), after, "compared once more");
 }

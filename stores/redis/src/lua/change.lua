@@ -4,7 +4,7 @@
 -- ARGV: the job's id, the command and channel to tell of it, the node that changes it, the change, and
 -- what it brings:
 --   start; progress, PROGRESS; response, STATUS, HTTP STATUS, BYTES, OUTCOME or nothing;
---   failure, FAILURE; cancel; remove.
+--   failure, FAILURE, and the attempt that it ends where that is known; cancel; remove.
 -- Gives {} if there is no such job, or {whether it was applied, record}.
 local key, outcome, index, counts, fences, chunks = unpack(KEYS)
 local id, node, change = ARGV[1], ARGV[4], ARGV[5]
@@ -23,6 +23,10 @@ end
 -- comes too late.
 local is_its_nodes = change ~= 'cancel' and change ~= 'remove'
 if is_its_nodes and job.attempt > 0 and job.node ~= node then
+  return {0, redis.call('HGETALL', key)}
+end
+-- The same call was made before, and is carried out only now: the job is in its next attempt.
+if change == 'failure' and ARGV[7] and tonumber(ARGV[7]) ~= job.attempt then
   return {0, redis.call('HGETALL', key)}
 end
 
