@@ -993,3 +993,83 @@ async fn a_partition_that_refuses_takes_keeps_no_job_of_another_from_its_turn() 
     found.sort_unstable();
     assert_eq!(found, in_it);
 }
+
+#[tokio::test]
+async fn an_undo_succeeds_where_the_queue_is_damaged() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+    let key = |kind: &str| format!("{{{prefix}:00}}:{kind}");
+    let digest = Digest::from([0; 32]);
+    let record = durable().with_claim(Claim::new(digest, digest));
+    // Before it is kept: nothing is left of it, nor of its claim.
+    server.cli(&["set", &key("q:work"), "no queue"]);
+    assert!(store.enqueue(record.clone(), "request".into(), 0).await.is_err());
+    assert!(store.take_back(record.id()).await.unwrap());
+    let left = server.cli(&["keys", &format!("*{}*", record.id())]);
+    assert_eq!((left.trim(), server.cli(&["keys", &key("c:*")]).trim()), ("", ""));
+    // And after that.
+    server.cli(&["del", &key("q:work")]);
+    let id = enqueued(&store, 1).await[0];
+    server.cli(&["set", &key("q:work"), "no queue"]);
+    assert!(store.take_back(id).await.unwrap());
+    assert_eq!(server.cli(&["keys", &format!("*{id}*")]).trim(), "");
+}
+
+#[tokio::test]
+async fn an_insert_that_fails_leaves_no_job_where_the_lists_are_damaged() {
+    let server = Server::start(&[]);
+    let prefix = fresh_prefix();
+    let store = RedisStore::builder(server.url()).prefix(&prefix).connect().await.unwrap();
+    for kind in ["w", "n"] {
+        let id = JobId::random_beside(&Digest::from([0; 32])).unwrap();
+        let key = format!("{{{prefix}:00}}:{kind}");
+        server.cli(&["set", &key, "damaged"]);
+        let record = Record::running(id, SystemTime::now(), TTL);
+        assert!(store.insert(record, 0).await.is_err(), "{kind}");
+        let left = server.cli(&["keys", &format!("*{id}*")]);
+        assert_eq!(left.trim(), "", "{kind}");
+        assert!(store.take_back(id).await.unwrap(), "{kind}");
+        server.cli(&["del", &key]);
+    }
+}
+
+/// How often scripts have been called so far.
+fn calls(server: &Server) -> usize {
+    let stats = server.cli(&["info", "commandstats"]);
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test]
+async fn an_interruption_that_was_held_up_does_not_end_the_next_attempt() {
+    let server = Server::start(&[]);
+    let mut wire = Wire::start(server.port, Duration::ZERO).await;
+    let store = RedisStore::builder(wire.url())
+        .prefix(fresh_prefix())
+        .timeout(Duration::from_millis(200))
+        .connect()
+        .await
+        .unwrap();
+    let interrupted = || Change::Finish(End::Failure(Failure::Interrupted));
+    let id = enqueued(&store, 2).await[0];
+    assert_eq!(taken(&store, 2).await[0], id);
+    // Once so that the server has the script.
+    store.change(inserted(&store).await, interrupted()).await.unwrap();
+    wire.silence();
+    assert!(store.change(id, interrupted()).await.is_err());
+    let begun = Instant::now();
+    while store.change(id, interrupted()).await.is_err() {
+        sleep(Duration::from_millis(20)).await;
+        assert!(begun.elapsed() < Duration::from_secs(20), "no connection");
+    }
+    assert_eq!(taken(&store, 1).await, [id]);
+    let before = calls(&server);
+    wire.thaw();
+    while calls(&server) == before {
+        sleep(Duration::from_millis(20)).await;
+    }
+    sleep(Duration::from_millis(200)).await;
+    let record = store.read(id, None).await.unwrap().unwrap();
+    assert_eq!((record.status(), record.attempt()), (Status::Running, Some(2)));
+}

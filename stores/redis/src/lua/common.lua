@@ -201,8 +201,8 @@ local function holder_of(claim, jobs)
   end
 end
 
--- Gives a new job its claim, if it has one; or gives what is to be told instead: {'known'} if its id is, or
--- was undone, or {id, record} of the job with the claim.
+-- Gives what is to be told instead where a new job is not kept: {'known'} if its id is, or was undone, or
+-- {id, record} of the job with its claim.
 local function admit(job, id, claim, node, number)
   if redis.call('EXISTS', job) == 1 or is_forbidden(job, node, number) then
     return {'known'}
@@ -211,6 +211,10 @@ local function admit(job, id, claim, node, number)
   if held then
     return held
   end
+end
+
+-- Gives a new job its claim, if it has one.
+local function keep_claim(claim, id)
   if claim then
     redis.call('SET', claim, id)
   end

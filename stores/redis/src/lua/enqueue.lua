@@ -15,9 +15,11 @@ local refused = admit(job, id, claim, ARGV[6], ARGV[7])
 if refused then
   return refused
 end
-redis.call('HSET', job, unpack(ARGV, 8))
-redis.call('SET', request(job, id), ARGV[5])
+-- First: they fail where these are damaged, and what a script that fails has done stays done.
 redis.call('ZADD', queue(job, policy), due_after(job, 0), id)
 redis.call('HINCRBY', counts, 'j' .. policy, 1)
+keep_claim(claim, id)
+redis.call('HSET', job, unpack(ARGV, 8))
+redis.call('SET', request(job, id), ARGV[5])
 tell_arrival(how, job, policy)
 return {}

@@ -15,7 +15,9 @@ local refused = admit(job, id, claim, node, ARGV[4])
 if refused then
   return refused
 end
-redis.call('HSET', job, 'y', node, unpack(ARGV, 5))
+-- First: they fail where these are damaged, and what a script that fails has done stays done.
 list(job, id, node)
 redis.call('HINCRBY', counts, 'j' .. policy, 1)
+keep_claim(claim, id)
+redis.call('HSET', job, 'y', node, unpack(ARGV, 5))
 return {}

@@ -17,12 +17,13 @@ end
 if job.claim then
   redis.call('DEL', base(key) .. 'c:' .. job.claim)
 end
+-- What is damaged keeps no job from being undone.
 if job.node then
-  redis.call('SREM', runs(key, job.node), id)
+  redis.pcall('SREM', runs(key, job.node), id)
 end
 forget_take(job)
 if job.attempts > 0 then
-  redis.call('ZREM', queue(key, job.policy), id)
+  redis.pcall('ZREM', queue(key, job.policy), id)
 end
 redis.call('DEL', key, outcome, request(key, id))
 redis.call('ZREM', index, entry(id, job.policy, job.bytes))
