@@ -1,9 +1,9 @@
 //! Calls to Redis: each within its time, over connections that are replaced when nothing comes of them.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use redis::{ScriptInvocation, Value};
-use tower_offload::Error;
+use tower_offload::{Error, ErrorKind};
 
 use crate::{
     connect::{Connection, timed_out},
@@ -11,6 +11,14 @@ use crate::{
     locked::locked,
     store::Inner,
 };
+
+/// So many answers with an outcome, or a chunk of one, may be on their way at once. Each has a mebibyte at
+/// most, so that no other call waits behind more than four: a renewal of the lease above all. They also stay
+/// below the 8 MiB that Redis allows a connection with subscriptions (`client-output-buffer-limit`).
+pub(crate) const OUTCOMES: usize = 4;
+
+/// The longest that such a call waits until it may be sent, in timeouts of a call.
+const TURN: u32 = 4;
 
 impl Inner {
     /// A number for a call: what undoes another has a greater one.
@@ -73,5 +81,27 @@ impl Inner {
         let mut connection = self.connection();
         let answer = tokio::time::timeout(self.timeout, command.query_async(&mut connection)).await;
         answer.unwrap_or_else(|_| Err(timed_out())).map_err(failed(what))
+    }
+
+    /// Makes a call that reads an outcome, when there are few enough on their way. Once sent it counts until
+    /// its answer is there, whether or not somebody still waits for that: Redis sends it all the same.
+    pub(crate) async fn read_outcome<F>(self: &Arc<Self>, call: F) -> Result<Value, Error>
+    where
+        F: Future<Output = Result<Value, Error>> + Send + 'static,
+    {
+        let permit = Arc::clone(&self.outcomes).acquire_owned();
+        let Ok(Ok(permit)) = tokio::time::timeout(self.timeout * TURN, permit).await else {
+            let message = "too many outcomes are being read";
+            return Err(Error::new(ErrorKind::StoreUnavailable, message));
+        };
+        let called = tokio::spawn(async move {
+            let _permit = permit;
+            call.await
+        });
+        let cut_off = |error| {
+            let message = "the read of an outcome was cut off";
+            Error::new(ErrorKind::StoreUnavailable, message).with_source(error)
+        };
+        called.await.map_err(cut_off)?
     }
 }

@@ -70,7 +70,8 @@ impl Builder {
 
     /// The longest that Redis may take for one call, a lost connection included. Default: one
     /// second, some thousand times what it takes; a client that waits for its 202 is not to wait
-    /// longer.
+    /// longer. A call that reads an outcome waits up to four times as long before that, while as many as
+    /// may be on their way are.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;

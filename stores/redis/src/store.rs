@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use redis::{ScriptInvocation, Value};
+use tokio::sync::Semaphore;
 use tower_offload::{
     Change, Digest, Error, ErrorKind, JobId, Outcome, Record, Store,
     store::{Changed, Fetched, Inserted, Interest, StoreFuture, Usage},
@@ -15,6 +16,7 @@ use tower_offload::{
 
 use crate::{
     Builder,
+    call::OUTCOMES,
     connect::Connection,
     ended::Canceled,
     error::is_of_a_value,
@@ -56,6 +58,8 @@ pub(crate) struct Inner {
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) timeout: Duration,
     pub(crate) calls: AtomicU64,
+    /// Bounds the outcomes that are on their way from Redis.
+    pub(crate) outcomes: Arc<Semaphore>,
     pub(crate) canceled: Canceled,
     /// What runs here.
     pub(crate) local: LocalJobs,
@@ -96,11 +100,10 @@ impl RedisStore {
     ) -> Result<Self, Error> {
         let (timeout, lease) = (builder.timeout, builder.lease);
         let (scripts, node) = (Scripts::all(), Node::new(lease)?);
-        let connection = Mutex::new(connection);
-        let calls = AtomicU64::new(0);
+        let (calls, outcomes) = (AtomicU64::new(0), Arc::new(Semaphore::new(OUTCOMES)));
         let (canceled, local) = (Canceled::default(), LocalJobs::new());
         let inner = Arc::new(Inner {
-            connection,
+            connection: Mutex::new(connection),
             builder,
             replicas,
             keys,
@@ -109,6 +112,7 @@ impl RedisStore {
             waiters,
             timeout,
             calls,
+            outcomes,
             canceled,
             local,
         });
@@ -284,7 +288,9 @@ impl Inner {
         let mut call = self.scripts.fetch.prepare_invoke();
         call.key(self.keys.job(id)).key(self.keys.outcome(id));
         call.arg(owner.map(|owner| fields::digest(&owner)));
-        let answer = self.run_of(id, &call, "cannot fetch a job").await?;
+        let inner = Arc::clone(&self);
+        let read_it = async move { inner.run_of(id, &call, "cannot fetch a job").await };
+        let answer = self.read_outcome(read_it).await?;
         let mut parts = read::<Vec<Value>>(answer)?.into_iter();
         let Some(hash) = parts.next() else { return Ok(None) };
         let Some(record) = self.record_of(id, &hash).await? else { return Ok(None) };
@@ -372,7 +378,9 @@ fn chunks_after_the_first(inner: Arc<Inner>, id: JobId) -> impl FnMut() -> Store
             command.arg(inner.keys.outcome(id)).arg(index);
             let mut tries = CHUNK_TRIES;
             let answer = loop {
-                match inner.ask(&command, "cannot read an outcome").await {
+                let (asking, command) = (Arc::clone(&inner), command.clone());
+                let ask = async move { asking.ask(&command, "cannot read an outcome").await };
+                match inner.read_outcome(ask).await {
                     // The client would begin anew with what is large: it is not let go for a moment's
                     // failure.
                     Err(_) if tries > 0 => tries -= 1,

@@ -2,7 +2,11 @@
 
 mod support;
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use axum::{
     Router,
@@ -16,9 +20,10 @@ use support::{Server, app};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    task::JoinSet,
 };
 use tower::{Layer, ServiceExt, service_fn};
-use tower_offload::{Offload, Owner, Policy};
+use tower_offload::{Change, End, JobId, Offload, Outcome, Owner, Policy, Record, Status, Store};
 use tower_offload_redis::RedisStore;
 
 /// Many chunks, and more than the buffers of a connection hold.
@@ -175,4 +180,67 @@ async fn a_body_type_that_takes_no_pieces_gets_the_whole_with_its_trailers() {
         assert_eq!(whole.trailers(), Some(&trailers));
         assert!(whole.to_bytes() == long());
     }
+}
+
+/// The numbers of the connections of stores.
+fn connections(server: &Server) -> Vec<String> {
+    let clients = server.cli(&["client", "list"]);
+    let stores = clients.lines().filter(|line| !line.contains("cmd=client|list"));
+    stores.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+}
+
+/// Redis closes a connection with subscriptions that has more than 32 MiB before it, by its default: neither
+/// whoever waits for an outcome nor whoever has gone since may bring a process to that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outcomes_that_many_read_at_once_hold_up_nothing_else() {
+    let server = Server::start(&[]);
+    // A lease that is soon over when it is not renewed, and the time that a busy machine needs.
+    let builder = RedisStore::builder(server.url()).timeout(Duration::from_secs(8));
+    let builder = builder.lease(Duration::from_secs(2));
+    let store = Arc::new(builder.clone().connect().await.unwrap());
+    // It would end the jobs of the first.
+    let _other = builder.connect().await.unwrap();
+    let new = || async {
+        let record =
+            Record::queued(JobId::random().unwrap(), SystemTime::now(), Duration::from_secs(600));
+        store.insert(record.clone(), 0).await.unwrap();
+        store.change(record.id(), Change::Start).await.unwrap();
+        record.id()
+    };
+    let (ended, running) = (new().await, new().await);
+    let head = Response::new(()).into_parts().0;
+    // As much as is read at once.
+    let outcome = Outcome::new(&head, &vec![b'x'; (1 << 20) - 1024], None);
+    let change = Change::Finish(End::Response(outcome));
+    store.change(ended, change).await.unwrap();
+    let before = connections(&server);
+    let poll = Arc::clone(&store);
+    let polls = tokio::spawn(async move {
+        loop {
+            assert_eq!(poll.read(running, None).await.unwrap().unwrap().status(), Status::Running);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let (begun, mut rounds) = (Instant::now(), 0);
+    // For as long as a few leases last.
+    while rounds < 3 || begun.elapsed() < Duration::from_secs(5) {
+        let mut fetches = JoinSet::new();
+        for index in 0..96 {
+            let fetch = store.fetch(ended, None);
+            fetches.spawn(async move {
+                match index % 3 {
+                    // A client that goes away.
+                    2 => drop(tokio::time::timeout(Duration::from_millis(5), fetch).await),
+                    _ => drop(fetch.await.unwrap().unwrap().1.unwrap()),
+                }
+            });
+        }
+        while let Some(fetched) = fetches.join_next().await {
+            fetched.unwrap();
+        }
+        rounds += 1;
+    }
+    assert_eq!(connections(&server), before, "none was closed");
+    assert!(!polls.is_finished(), "{:?}", polls.await);
+    polls.abort();
 }
