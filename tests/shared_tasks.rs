@@ -33,7 +33,7 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt};
 use tower_offload::{
     DurableWorkers, ErrorKind, Failure, Job, JobId, Offload, OffloadBuilder, Owner, Policies,
-    Policy, PolicyStats, Status, StopReason, StoppedWorker,
+    Policy, PolicyStats, Record, Status, StopReason, StoppedWorker, Store,
 };
 
 const BUDGET: Duration = Duration::from_millis(50);
@@ -254,15 +254,20 @@ async fn store_that_gives_no_job_over_and_over_is_asked_less_and_less() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn request_that_cannot_be_read_fails_its_job_as_corrupt() {
-    use tower_offload::{Record, Store};
-    let store = Faulty::new();
-    let app = App::new(builder(&store).max_running(1).build().unwrap());
+/// A durable job whose request is none.
+async fn unreadable(store: &Faulty) -> JobId {
     let id = JobId::random().unwrap();
     let record = Record::queued(id, std::time::SystemTime::now(), LONG);
     let record = record.with_policy("durable".into()).with_attempts(3);
     store.enqueue(record, b"no request".as_slice().into(), 100).await.unwrap();
+    id
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_that_cannot_be_read_fails_its_job_as_corrupt() {
+    let store = Faulty::new();
+    let app = App::new(builder(&store).max_running(1).build().unwrap());
+    let id = unreadable(&store).await;
     failed(&app.offload, &format!("/jobs/{id}"), 500, "corrupt").await;
     let good = app.accepted("/durable").await;
     app.succeeds(&good).await;
@@ -664,7 +669,6 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for PanicsAtEvents {
 
 #[tokio::test(start_paused = true)]
 async fn subscriber_that_panics_ends_no_job_and_no_worker() {
-    use tower_offload::{Record, Store};
     use tracing_subscriber::layer::SubscriberExt;
     let events = Arc::new(AtomicUsize::new(0));
     let panics = PanicsAtEvents(Arc::clone(&events));
@@ -672,10 +676,7 @@ async fn subscriber_that_panics_ends_no_job_and_no_worker() {
     let store = Faulty::new();
     let app = App::new(builder(&store).max_running(1).build().unwrap());
     // A request that the worker cannot read, and says so.
-    let id = JobId::random().unwrap();
-    let record = Record::queued(id, std::time::SystemTime::now(), LONG);
-    let record = record.with_policy("durable".into()).with_attempts(3);
-    store.enqueue(record, b"no request".as_slice().into(), 100).await.unwrap();
+    let id = unreadable(&store).await;
     failed(&app.offload, &format!("/jobs/{id}"), 500, "corrupt").await;
     for path in ["/durable", "/plain", "/durable"] {
         let job = app.accepted(path).await;

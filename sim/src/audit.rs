@@ -111,9 +111,8 @@ impl Client {
         let until = self.log.now() + rest + if is_kept { 0 } else { kept_for };
         loop {
             let numbers = self.numbers(node).await;
-            let runs = numbers.len() != 4 || numbers[..2] != ["0", "0"];
-            let keeps = !is_kept && numbers.get(2..) != Some(&["0".to_owned(), "0".to_owned()]);
-            if !runs && !keeps {
+            let keeps = !is_kept && numbers.get(2..).is_none_or(|kept| kept != ["0", "0"]);
+            if runs_nothing(&numbers) && !keeps {
                 return;
             }
             if self.log.now() > until {
@@ -132,7 +131,7 @@ impl Client {
     async fn idle(&mut self, node: usize) {
         let until = self.log.now() + 10_000;
         while self.log.now() < until {
-            if self.numbers(node).await.get(..2) == Some(&["0".to_owned(), "0".to_owned()]) {
+            if runs_nothing(&self.numbers(node).await) {
                 return;
             }
             sleep(Duration::from_millis(500)).await;
@@ -146,4 +145,9 @@ impl Client {
         let body = reply.map_or(String::new(), |reply| reply.body);
         body.split(' ').map(str::to_owned).collect()
     }
+}
+
+/// Whether the numbers of a node say that nothing runs or waits there.
+fn runs_nothing(numbers: &[String]) -> bool {
+    numbers.len() == 4 && numbers[..2] == ["0", "0"]
 }

@@ -100,20 +100,17 @@ impl Route {
         match (Head::of(request), self.usual) {
             (Head::Exempt, _) if self.policy.promises_nothing() => FirstLook::Through,
             (Head::Plain, Usual::Through) => FirstLook::Through,
-            // What looks like a poll is asked for its method and its whole path, which a watch has not.
-            (Head::Plain, Usual::Watched) if !self.looks_like_a_poll(request) => {
-                FirstLook::Watched(Stage::Started)
-            }
-            (Head::Plain, Usual::Spawned) if !self.looks_like_a_poll(request) => {
-                FirstLook::Watched(Stage::Unbegun)
-            }
+            // Its method and its whole path tell whether it is a poll, and a watch has neither.
+            (Head::Plain, _) if self.looks_like_a_poll(request) => FirstLook::Asked(Head::Plain),
+            (Head::Plain, Usual::Watched) => FirstLook::Watched(Stage::Started),
+            (Head::Plain, Usual::Spawned) => FirstLook::Watched(Stage::Unbegun),
             (head, _) => FirstLook::Asked(head),
         }
     }
 
     #[inline]
     fn looks_like_a_poll<B>(&self, request: &Request<B>) -> bool {
-        self.state.urls.is_status_path(path(request))
+        self.state.urls.is_status_path(request.uri().path())
     }
 
     /// How long a job may run.
@@ -126,11 +123,6 @@ impl Route {
     pub(super) fn ttl(&self) -> Duration {
         self.policy.kept_for().unwrap_or(self.state.limits.ttl)
     }
-}
-
-#[inline]
-fn path<B>(request: &Request<B>) -> &str {
-    request.uri().path()
 }
 
 impl OffloadLayer {

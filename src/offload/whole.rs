@@ -177,8 +177,7 @@ impl<E> Body for Unread<E> {
     ) -> Poll<Option<Result<Frame<Bytes>, E>>> {
         let whole = &mut self.whole;
         if !whole.data.is_empty() {
-            let all = whole.counted.bytes;
-            whole.counted.remove(all);
+            whole.counted.set(0);
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut whole.data)))));
         }
         Poll::Ready(whole.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))

@@ -204,7 +204,7 @@ async fn seen(
     match resource {
         Resource::Result => match state.store.fetch(id, owner).await {
             Err(error) if error.kind() == ErrorKind::Corrupt && owner.is_some() => {
-                // Its outcome may be what cannot be read; the record tells whose it is.
+                // If only the outcome is damaged, the record still says who owns the job.
                 Ok(state.store.read(id, owner).await?.map(|record| (record, None)))
             }
             found => found,

@@ -7,7 +7,7 @@ use tower_offload::{Error, ErrorKind};
 
 use crate::{
     connect::{Connection, timed_out},
-    error::failed,
+    error::{cut_off, failed},
     locked::locked,
     store::Inner,
 };
@@ -98,10 +98,6 @@ impl Inner {
             let _permit = permit;
             call.await
         });
-        let cut_off = |error| {
-            let message = "the read of an outcome was cut off";
-            Error::new(ErrorKind::StoreUnavailable, message).with_source(error)
-        };
-        called.await.map_err(cut_off)?
+        called.await.map_err(cut_off("the read of an outcome was cut off"))?
     }
 }

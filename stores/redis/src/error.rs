@@ -16,6 +16,14 @@ pub(crate) fn failed(what: &'static str) -> impl Fn(RedisError) -> Error {
     }
 }
 
+/// A task whose answer is awaited has gone with its runtime.
+pub(crate) fn cut_off<E>(what: &'static str) -> impl Fn(E) -> Error
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    move |error| Error::new(ErrorKind::StoreUnavailable, what).with_source(error)
+}
+
 /// What Redis answered is nothing that this crate has written.
 pub(crate) fn corrupt(what: &'static str) -> Error {
     Error::new(ErrorKind::Corrupt, what)

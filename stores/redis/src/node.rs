@@ -25,6 +25,7 @@ use tower_offload::{Error, ErrorKind, JobId};
 
 use crate::{
     caught::{self, log},
+    error::cut_off,
     fields::read,
     locked::locked,
     reconcile,
@@ -159,11 +160,8 @@ impl Inner {
         }
         let (mut ended, mut has_later) = (0, false);
         while let Some(reaped) = reaping.join_next().await {
-            let cut_off = |error| {
-                Error::new(ErrorKind::StoreUnavailable, "the end of jobs was cut off")
-                    .with_source(error)
-            };
-            match reaped.map_err(cut_off).and_then(|reaped| reaped) {
+            let reaped = reaped.map_err(cut_off("the end of jobs was cut off"));
+            match reaped.and_then(|reaped| reaped) {
                 Ok(jobs) => ended += jobs,
                 Err(error) if error.kind() == ErrorKind::NewerFormat => has_later = true,
                 Err(error) => return Err(error),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use tower_offload::{Error, ErrorKind, JobId};
+use tower_offload::{Error, JobId};
 
-use crate::{connect::Connection, fields::read, store::Inner};
+use crate::{connect::Connection, error::cut_off, fields::read, store::Inner};
 
 impl Inner {
     /// Those of a policy, or of all: in one call on a single server. In a cluster a call goes to
@@ -22,7 +22,7 @@ impl Inner {
         }
         let mut waiting = 0;
         while let Some(counted) = calls.join_next().await {
-            waiting += counted.map_err(cut_off)??;
+            waiting += counted.map_err(cut_off("cut off"))??;
         }
         Ok(waiting)
     }
@@ -35,9 +35,4 @@ impl Inner {
         call.arg(policy.unwrap_or_default());
         read(self.run(&call, "cannot count the jobs that wait").await?)
     }
-}
-
-/// The task has gone with its runtime.
-fn cut_off(error: tokio::task::JoinError) -> Error {
-    Error::new(ErrorKind::StoreUnavailable, "cut off").with_source(error)
 }

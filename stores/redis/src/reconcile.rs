@@ -205,8 +205,7 @@ pub(crate) struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    /// The answer names this job.
-    /// Gives the number under which the job is local.
+    /// The answer names this job. Gives the number under which the job is local.
     pub(crate) fn took(&self, id: JobId) -> u64 {
         self.jobs.add(id, false)
     }

@@ -535,7 +535,7 @@ mod tests {
         let (connection, _) = fake.connection().await;
         connection.subscribe(&["a".to_owned()]).await.unwrap();
         let begun = Instant::now();
-        // It goes on doing so: whoever connects is greeted and subscribed.
+        // Enough for the greeting and the subscription of a new connection, and no more.
         locked(&fake.0).answers = 2;
         fake.cut();
         tokio::time::sleep_until(begun + Duration::from_secs(5)).await;

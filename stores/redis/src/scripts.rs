@@ -67,7 +67,7 @@ fn whole(code: &str) -> String {
     let (first, rest) = code.split_once('\n').unwrap_or((code, ""));
     let mut used = vec![rest];
     // The last first: in Lua, a local function is there for what comes after it.
-    for part in COMMON.split("\n\n").collect::<Vec<_>>().into_iter().rev() {
+    for part in COMMON.rsplit("\n\n") {
         if names(part).any(|name| used.iter().any(|text| mentions(text, name))) {
             used.push(part);
         }

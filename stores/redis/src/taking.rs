@@ -10,10 +10,15 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use redis::Value;
 use tokio::{runtime::Handle, sync::oneshot, time::sleep};
-use tower_offload::{Error, ErrorKind, JobId, Record, Status};
+use tower_offload::{Error, JobId, Record, Status};
 
 use crate::{
-    RedisStore, backoff::Backoff, caught::log, error::is_lasting, fields::read, store::Inner,
+    RedisStore,
+    backoff::Backoff,
+    caught::log,
+    error::{cut_off, is_lasting},
+    fields::read,
+    store::Inner,
     unreadable::note_later,
 };
 
@@ -195,8 +200,8 @@ impl Inner {
 }
 
 impl RedisStore {
-    /// Takes a job, in a task of its own: whoever wanted it may go before the answer is there, or before
-    /// looking at it, and then the job goes back.
+    /// Takes a job, in a task of its own. If the caller drops this future before it has received the job,
+    /// the job is put back.
     pub(crate) async fn take_for(
         &self,
         policy: Arc<str>,
@@ -207,7 +212,6 @@ impl RedisStore {
             let taken = inner.take(&policy, || !sender.is_closed()).await;
             drop(sender.send(taken));
         });
-        let lost = |error| Error::new(ErrorKind::StoreUnavailable, "cut off").with_source(error);
-        Ok(answer.await.map_err(lost)??.and_then(Taken::received))
+        Ok(answer.await.map_err(cut_off("cut off"))??.and_then(Taken::received))
     }
 }

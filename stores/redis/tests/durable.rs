@@ -821,15 +821,10 @@ async fn a_put_back_that_is_made_again_leaves_the_next_attempt_alone() {
     // Its node takes it again before the put-back has learned that it was carried out.
     let node = server.cli(&["srandmember", &format!("{{{prefix}:03}}:w")]);
     assert!(taken_by(&server, &prefix, node.trim()).contains("running"));
-    let scripts = || {
-        let stats = server.cli(&["info", "commandstats"]);
-        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
-        calls.unwrap().split(',').next().unwrap().parse::<usize>().unwrap()
-    };
-    let before = scripts();
+    let before = server.calls("evalsha");
     proxy.cut();
     proxy.mend();
-    until("the put-back is made again", || scripts() > before).await;
+    until("the put-back is made again", || server.calls("evalsha") > before).await;
     let record = read().await;
     assert_eq!((record.status(), record.attempt()), (Status::Running, Some(3)));
 }

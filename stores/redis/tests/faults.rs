@@ -257,16 +257,17 @@ async fn one_job_that_is_not_as_it_should_be_keeps_no_other_from_its_end() {
     assert_eq!(left, 0, "of {} jobs of a dead node; its sets: {sets:?}", ids.len());
 }
 
+/// A store behind a wire that may fall silent, whose calls take no longer than 200 ms.
+async fn impatient(wire: &Wire) -> RedisStore {
+    let builder = RedisStore::builder(wire.url()).prefix(fresh_prefix());
+    builder.timeout(Duration::from_millis(200)).connect().await.unwrap()
+}
+
 #[tokio::test]
 async fn a_connection_that_is_silent_is_replaced() {
     let server = Server::start(&[]);
     let mut wire = Wire::start(server.port, Duration::ZERO).await;
-    let store = RedisStore::builder(wire.url())
-        .prefix(fresh_prefix())
-        .timeout(Duration::from_millis(200))
-        .connect()
-        .await
-        .unwrap();
+    let store = impatient(&wire).await;
     let id = inserted(&store).await;
     wire.silence();
     let begun = Instant::now();
@@ -356,12 +357,7 @@ async fn a_primary_that_is_gone_is_no_matter_of_the_others() {
 async fn an_insert_that_was_held_up_is_not_carried_out_after_it_was_taken_back() {
     let server = Server::start(&[]);
     let mut wire = Wire::start(server.port, Duration::ZERO).await;
-    let store = RedisStore::builder(wire.url())
-        .prefix(fresh_prefix())
-        .timeout(Duration::from_millis(200))
-        .connect()
-        .await
-        .unwrap();
+    let store = impatient(&wire).await;
     inserted(&store).await;
     wire.silence();
     let record = running();
@@ -1034,23 +1030,11 @@ async fn an_insert_that_fails_leaves_no_job_where_the_lists_are_damaged() {
     }
 }
 
-/// How often scripts have been called so far.
-fn calls(server: &Server) -> usize {
-    let stats = server.cli(&["info", "commandstats"]);
-    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
-    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
-}
-
 #[tokio::test]
 async fn an_interruption_that_was_held_up_does_not_end_the_next_attempt() {
     let server = Server::start(&[]);
     let mut wire = Wire::start(server.port, Duration::ZERO).await;
-    let store = RedisStore::builder(wire.url())
-        .prefix(fresh_prefix())
-        .timeout(Duration::from_millis(200))
-        .connect()
-        .await
-        .unwrap();
+    let store = impatient(&wire).await;
     let interrupted = || Change::Finish(End::Failure(Failure::Interrupted));
     let id = enqueued(&store, 2).await[0];
     assert_eq!(taken(&store, 2).await[0], id);
@@ -1064,9 +1048,9 @@ async fn an_interruption_that_was_held_up_does_not_end_the_next_attempt() {
         assert!(begun.elapsed() < Duration::from_secs(20), "no connection");
     }
     assert_eq!(taken(&store, 1).await, [id]);
-    let before = calls(&server);
+    let before = server.calls("evalsha");
     wire.thaw();
-    while calls(&server) == before {
+    while server.calls("evalsha") == before {
         sleep(Duration::from_millis(20)).await;
     }
     sleep(Duration::from_millis(200)).await;

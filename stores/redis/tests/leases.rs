@@ -323,17 +323,9 @@ async fn the_lease_is_renewed_though_the_subscriber_panics() {
     assert_eq!(record(&other, id).await.status(), Status::Running);
 }
 
-/// How often this command has been called so far.
-fn calls(server: &Server, command: &str) -> u32 {
-    let (stats, name) =
-        (server.cli(&["info", "commandstats"]), format!("cmdstat_{command}:calls="));
-    let line = stats.lines().find_map(|line| line.strip_prefix(&name));
-    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
-}
-
 #[tokio::test]
 async fn canceling_again_costs_the_same_after_each_lost_connection() {
-    const JOBS: u32 = 50;
+    const JOBS: usize = 50;
     let server = Server::start(&[]);
     let store = RedisStore::builder(server.url()).prefix(fresh_prefix()).lease(LEASE);
     let store = store.connect().await.unwrap();
@@ -345,18 +337,18 @@ async fn canceling_again_costs_the_same_after_each_lost_connection() {
         }
     }
     for cut in 1..=4 {
-        let before = calls(&server, "evalsha");
+        let before = server.calls("evalsha");
         server.cli(&["client", "kill", "type", "normal"]);
         server.cli(&["client", "kill", "type", "pubsub"]);
         let compared = async {
-            while calls(&server, "evalsha") - before < JOBS {
+            while server.calls("evalsha") - before < JOBS {
                 sleep(LEASE / 10).await;
             }
         };
         timeout(LEASE * 10, compared).await.expect("nothing is canceled again");
         // More would come now. Beside these there are some renewals.
         sleep(LEASE).await;
-        let made = calls(&server, "evalsha") - before;
+        let made = server.calls("evalsha") - before;
         assert!(made < JOBS * 3 / 2, "{made} calls after cut {cut}");
     }
 }
@@ -370,8 +362,8 @@ async fn what_is_damaged_is_not_compared_at_each_renewal() {
     let store = store.connect().await.unwrap();
     let id = inserted(&store, Record::running).await;
     store.change(id, Change::Cancel).await.unwrap();
-    let lists = || calls(&server, "smembers");
-    let all = 2 * u32::from(JobId::PARTITIONS);
+    let lists = || server.calls("smembers");
+    let all = 2 * usize::from(JobId::PARTITIONS);
     // Each partition's nodes, and this node's jobs there.
     let compared = async |before| {
         while lists() - before < all {

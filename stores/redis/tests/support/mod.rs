@@ -103,6 +103,14 @@ impl Server {
         format!("{scheme}://127.0.0.1:{}/", self.port)
     }
 
+    /// How often this command has been called so far.
+    pub fn calls(&self, command: &str) -> usize {
+        let (stats, name) =
+            (self.cli(&["info", "commandstats"]), format!("cmdstat_{command}:calls="));
+        let line = stats.lines().find_map(|line| line.strip_prefix(&name));
+        line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+    }
+
     /// What `redis-cli` says to this.
     pub fn cli(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("redis-cli");
